@@ -1,0 +1,270 @@
+/* kernels.h - the device seam: a model's forward pass as blocks, on the CPU or on CUDA.
+ *
+ * A device holds the weights, the unified pool of pages, the activations of a step and two tables
+ * that live between steps: sequence slots (sampling parameters, length, last token, page list) and
+ * adapters (per layer and module: rank, scale, place; page list). Both are updated by deltas that
+ * travel in the step's metadata block. A step is
+ *
+ *     step_begin → embed → layers × (qkv → attention → attn_out → gate_up → down) → head → sample
+ *                → step_end → … step_read
+ *
+ * No host round trip happens between step_begin and step_end, and the blocks take nothing but the
+ * device and the layer: all that varies lies in the metadata block, so that a block's launch
+ * depends on the step's bucket alone and can be captured in a CUDA graph. Sampled tokens stay in
+ * the slots and feed the next step (KERN_TOKEN_LAST) before anyone has read them.
+ *
+ * Numbers: the CPU device computes in f32 and rounds nowhere else; it is the reference. CUDA
+ * computes in the model's 16-bit type with f32 accumulation.
+ *
+ * Thread: one thread drives a device; kern_* layout functions are pure.
+ * Errors: out of device memory is ERR_NO_SPACE, every other device failure ERR_DEVICE (fatal). */
+#ifndef LORRY_KERNELS_KERNELS_H
+#define LORRY_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+enum kern_dtype { KERN_F32, KERN_F16, KERN_BF16 };
+
+/* The seven projections of a layer that an adapter may change. */
+enum kern_module { KERN_Q, KERN_K, KERN_V, KERN_O, KERN_GATE, KERN_UP, KERN_DOWN, KERN_MODULES };
+
+enum {
+    KERN_RANK_MAX = 512,       /* of one module; above is refused by name */
+    KERN_RANK_MULTIPLE = 8,    /* ranks are padded with zeros to a multiple of this */
+    KERN_BLOCK_RANKS = 32,     /* a padded rank is cut into blocks of at most this */
+    KERN_TILE_COLUMNS = 64,    /* a tile is 64 columns × one block of ranks */
+    KERN_TILE_ELEMENTS = 2048, /* of the largest tile; a page is never smaller */
+    KERN_HEAD_DIM_MAX = 256,
+    KERN_STOP_TOKENS_MAX = 16, /* per slot; the sampler marks a slot done at these */
+};
+
+#define KERN_BASE UINT32_MAX       /* as an adapter: none */
+#define KERN_TOKEN_LAST UINT32_MAX /* as a token: what the slot sampled last */
+
+/* ---- the model's shape -------------------------------------------------------------------- */
+
+struct kern_shape {
+    uint32_t layers;
+    uint32_t hidden;
+    uint32_t heads;        /* query heads */
+    uint32_t kv_heads;     /* divides heads */
+    uint32_t head_dim;     /* a multiple of 8, at most KERN_HEAD_DIM_MAX */
+    uint32_t intermediate; /* columns of gate and of up */
+    uint32_t vocab;        /* rows of embedding and head, padding rows included */
+    uint32_t positions;    /* longest context, in tokens */
+    uint32_t window;       /* attention sees this many last tokens; 0 = all */
+    float norm_eps;
+    float rope_scale;      /* multiplies cos and sin; 1 unless the scaling says otherwise */
+    const float *rope_freq; /* [head_dim / 2] inverse frequencies; copied by open() */
+    bool qkv_bias;
+};
+
+/* in = columns of the projection's input, out = rows of its output */
+uint32_t kern_module_in(const struct kern_shape *shape, enum kern_module module);
+uint32_t kern_module_out(const struct kern_shape *shape, enum kern_module module);
+const char *kern_module_name(enum kern_module module); /* "q_proj" … "down_proj" */
+
+/* ---- the pool ----------------------------------------------------------------------------- */
+
+/* One allocation `planes[layers][page_count][page_elems]` of the device's element type. A page
+ * holds `page_tokens` tokens of one layer's KV: first all K [page_tokens][kv_heads][head_dim], then
+ * all V of the same shape. A page index is valid in every plane. */
+static inline uint64_t kern_page_elems(const struct kern_shape *shape, uint32_t page_tokens) {
+    return (uint64_t)page_tokens * 2 * shape->kv_heads * shape->head_dim;
+}
+
+/* ---- the adapter image --------------------------------------------------------------------
+ *
+ * An adapter is a list of pages. The list's elements are numbered through: element e lies in page
+ * e / page_elems at e % page_elems. In plane l they hold layer l's matrices in the tile order, that
+ * the host store keeps as well:
+ *   A [rank, in] of a module, then its B [out, rank], module after module;
+ *   the rank, padded to a multiple of 8, is cut into blocks of 32 (the last may be 8, 16 or 24);
+ *   of each block in turn, the tiles of 64 columns in turn (columns of x for A, of y for B; the last
+ *   tile is padded with zeros); a tile never crosses a page: where the rest of a page is too small
+ *   for the next tile it is skipped;
+ *   inside a tile, A is [ranks of the block][64 columns] and B is [64 columns][ranks of the block],
+ *   so that in both the dimension that a product sums over is contiguous. */
+
+struct kern_lora {
+    uint32_t rank;  /* padded; 0 = the adapter leaves this module of this layer alone */
+    float scale;    /* y += scale · (x Aᵀ) Bᵀ */
+    uint64_t a, b;  /* first element of each in the list; a multiple of 64 */
+};
+
+uint32_t kern_rank_padded(uint32_t rank);
+
+/* The end of a matrix of `rank` (padded) × `columns` that starts at list element `begin`, which is
+ * where the next one starts. Pure. */
+uint64_t kern_matrix_end(uint64_t page_elems, uint64_t begin, uint32_t rank, uint32_t columns);
+
+/* The first list element of one tile of it: rank block `block`, column tile `tile`. */
+uint64_t kern_tile_begin(uint64_t page_elems, uint64_t begin, uint32_t rank, uint32_t columns,
+                         uint32_t block, uint32_t tile);
+
+/* Copies a row-major f32 matrix into tile order at `image` (zeroed before, f32 list elements).
+ * A is [rank_true][columns]; B is given as [columns][rank_true]. */
+void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lora *lora,
+                         const float *a, uint32_t rank_true, uint32_t columns);
+void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,
+                         const float *b, uint32_t rank_true, uint32_t columns);
+
+/* ---- a step ------------------------------------------------------------------------------- */
+
+/* A sequence's part of a step: `token_count` tokens from position `position`. Attention sees its
+ * own pages up to each token. */
+struct kern_chunk {
+    uint32_t slot;
+    uint32_t token_begin; /* index into the step's tokens */
+    uint32_t token_count; /* 1 = decode, more = prefill */
+    uint32_t position;    /* of the first token */
+    bool sample;          /* its last token gets logits and a sampled token */
+};
+
+/* Consecutive tokens that share an adapter. Segments are in token order and do not overlap; tokens
+ * in none are base rows. */
+struct kern_segment {
+    uint32_t adapter; /* index into the adapter table */
+    uint32_t token_begin;
+    uint32_t token_count;
+};
+
+/* Delta: opens a slot for a new sequence, its page list empty. */
+struct kern_slot_set {
+    uint32_t slot;
+    uint32_t top_k;    /* 0 = off */
+    float temperature; /* 0 = greedy */
+    float top_p;       /* 1 = off */
+    uint64_t seed;
+    uint32_t stop_count; /* tokens at which the sampler marks the slot done */
+    uint32_t stop[KERN_STOP_TOKENS_MAX];
+};
+
+/* Delta: page `page` becomes entry `index` of the slot's list. */
+struct kern_slot_page {
+    uint32_t slot, index, page;
+};
+
+/* Delta: an adapter becomes usable under `adapter`, or its pages moved. */
+struct kern_adapter_set {
+    uint32_t adapter;
+    const struct kern_lora *lora; /* [layers][KERN_MODULES] */
+    const uint32_t *pages;        /* [page_count] */
+    uint32_t page_count;
+};
+
+/* All pointers are host memory, read before step_begin returns. */
+struct kern_step {
+    uint32_t token_count, chunk_count, segment_count;
+    uint32_t slot_set_count, slot_page_count, adapter_set_count;
+    const uint32_t *tokens; /* [token_count] ids, or KERN_TOKEN_LAST */
+    const struct kern_chunk *chunks;
+    const struct kern_segment *segments;
+    const struct kern_slot_set *slot_sets;
+    const struct kern_slot_page *slot_pages;
+    const struct kern_adapter_set *adapter_sets;
+};
+
+/* What a sampling chunk gave, in the order of the chunks with `sample`. */
+struct kern_sample {
+    uint32_t slot;
+    uint32_t token;
+    bool done; /* it is one of the slot's stop tokens */
+};
+
+/* ---- the device --------------------------------------------------------------------------- */
+
+struct kern_limits { /* fixed at open; all memory but the pool and the weights follows from them */
+    uint32_t slots;
+    uint32_t adapters;
+    uint32_t step_tokens;   /* most tokens of a step */
+    uint32_t step_samples;  /* most sampling chunks of a step */
+    uint32_t slot_pages;    /* most pages of a sequence */
+    uint32_t adapter_pages; /* most pages of an adapter */
+    uint32_t page_tokens;   /* T, a power of two */
+    uint32_t threads;       /* CPU: 0 = as many as there are cores */
+};
+
+enum kern_tensor {
+    KERN_EMBED,      /* [vocab, hidden] */
+    KERN_LM_HEAD,    /* [vocab, hidden]; not given = tied to the embedding */
+    KERN_FINAL_NORM, /* [hidden] */
+    KERN_INPUT_NORM, /* [hidden], per layer, as all that follow */
+    KERN_POST_NORM,  /* [hidden], before the MLP */
+    KERN_WEIGHT,     /* [out, in] of `module` */
+    KERN_BIAS,       /* [out] of `module`: q, k, v */
+};
+
+/* A tensor as a checkpoint has it: row-major, contiguous, maybe unaligned. */
+struct kern_weight {
+    enum kern_tensor tensor;
+    uint32_t layer;          /* where it is per layer */
+    enum kern_module module; /* of KERN_WEIGHT and KERN_BIAS */
+    enum kern_dtype dtype;
+    const void *data;
+    uint64_t rows, columns; /* a vector has rows = 1 */
+};
+
+/* Steps and copies are numbered from 1 by the device; a ticket names a step. */
+struct kern_device;
+
+struct kern_ops {
+    const char *name; /* "cpu", "cuda" */
+
+    /* Takes all memory but the pool. `shape` and `limits` are copied. */
+    enum err (*open)(struct kern_device **out, const struct kern_shape *shape,
+                     const struct kern_limits *limits, struct err_text *why);
+    void (*close)(struct kern_device *d); /* NULL is fine */
+    uint32_t (*elem_bytes)(const struct kern_device *d);
+    /* Copies and converts; the host memory may go afterwards. Wrong shape: ERR_BAD_MODEL. */
+    enum err (*weight)(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
+    /* Bytes that a pool may take on this device now; UINT64_MAX = not limited by the device. */
+    uint64_t (*pool_room)(struct kern_device *d);
+    /* Once, after the weights. ERR_NO_SPACE. */
+    enum err (*pool)(struct kern_device *d, uint32_t page_count, struct err_text *why);
+
+    /* Copies an adapter image [layers][page_count][page_elems] of device elements into the pages of
+     * all planes; `*event` is done when they may be used by a step that begins later. The image must
+     * stay until then. Pages must not be named by a step in flight. */
+    enum err (*load)(struct kern_device *d, const void *image, const uint32_t *pages,
+                     uint32_t page_count, uint64_t *event);
+    bool (*event_done)(struct kern_device *d, uint64_t event);
+
+    /* Checks the step against the limits (CHECK: the caller is our own loop), takes the deltas. */
+    enum err (*step_begin)(struct kern_device *d, const struct kern_step *step);
+    void (*embed)(struct kern_device *d);     /* tokens → x, and norm(x) for layer 0 */
+    void (*qkv)(struct kern_device *d, uint32_t layer); /* → q; K, V into pages; bias, LoRA, rope */
+    void (*attention)(struct kern_device *d, uint32_t layer);
+    void (*attn_out)(struct kern_device *d, uint32_t layer); /* x += …; norm for the MLP */
+    void (*gate_up)(struct kern_device *d, uint32_t layer);  /* silu(gate) · up */
+    void (*down)(struct kern_device *d, uint32_t layer); /* x += …; norm for the next layer or head */
+    void (*head)(struct kern_device *d);                 /* logits of the sampling rows */
+    void (*sample)(struct kern_device *d);               /* → the slots' last tokens, and results */
+    enum err (*step_end)(struct kern_device *d, uint64_t *ticket);
+
+    /* Waits for a step and copies its results, [count] as the step had sampling chunks. Each step
+     * is read once, in order; at most two may be unread. */
+    enum err (*step_read)(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
+                          uint32_t count);
+    /* For tests: the f32 logits [vocab] of sampling row `row` of the last ended step. */
+    enum err (*logits)(struct kern_device *d, uint32_t row, float *logits);
+};
+
+const struct kern_ops *kern_cpu(void);
+
+/* The token a sampler draws: the reference for every device. `logits` [vocab] is overwritten.
+ * temperature 0: the greatest, lowest id on ties. Else logits / temperature → the top_k greatest
+ * (all that tie with the k-th stay) → the least set, from the most probable on, whose probability
+ * reaches top_p → drawn by one uniform number in [0, 1) from Philox 4x32-10 keyed by the seed, with
+ * counter (position, round 0), where position is that of the token being drawn. */
+uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
+                         uint32_t position);
+
+/* The Philox block: 4 words for (seed, position, round). */
+void kern_random(uint64_t seed, uint32_t position, uint32_t round, uint32_t out[4]);
+
+#endif

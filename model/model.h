@@ -1,0 +1,111 @@
+/* model.h - a model folder in Hugging Face's layout, PEFT adapters, and the layer loop.
+ *
+ * Files are untrusted: every size and offset is checked before use, and what would change the
+ * output but is not supported is refused by the name of the field or tensor; never silently wrong.
+ * Thread: a model is immutable after model_weights(); model_step() belongs to the loop thread, and
+ * model_adapter_*() may run on any number of loader threads. */
+#ifndef LORRY_MODEL_MODEL_H
+#define LORRY_MODEL_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "kernels/kernels.h"
+#include "pool/pool.h"
+
+/* ---- the model ---------------------------------------------------------------------------- */
+
+struct model;
+
+enum { MODEL_EOS_MAX = 16, MODEL_NAME_BYTES = 129 };
+
+struct model_facts { /* of config.json and generation_config.json */
+    char name[MODEL_NAME_BYTES]; /* the folder's name */
+    char architecture[64];       /* "LlamaForCausalLM", "Qwen2ForCausalLM" */
+    char hash[65];               /* SHA-256 in hex over config.json and the weight files' headers */
+    struct kern_shape shape;
+    uint32_t eos[MODEL_EOS_MAX]; /* the union of both files' eos_token_id */
+    uint32_t eos_count;
+    bool tied; /* the head is the embedding */
+    /* generation_config.json's sampling defaults; where absent OpenAI's: temperature 1, top_p 1,
+     * top_k 0 (off). `do_sample: false` with no temperature gives temperature 0. */
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t weight_bytes; /* as stored */
+};
+
+/* Reads config.json, generation_config.json and the headers of the weight files (mapped, not read).
+ * Errors  ERR_BAD_MODEL, naming the file and the field or tensor. */
+NODISCARD enum err model_open(struct model **out, const char *dir, struct err_text *why);
+void model_close(struct model *m); /* NULL is fine */
+const struct model_facts *model_facts(const struct model *m);
+
+/* Copies all weights to the device; every tensor of the shape must be there, none left over but
+ * those known to be harmless. `progress` (may be NULL) gets bytes done of all. */
+NODISCARD enum err model_weights(struct model *m, const struct kern_ops *ops,
+                                 struct kern_device *device,
+                                 void (*progress)(void *context, uint64_t done, uint64_t all),
+                                 void *context, struct err_text *why);
+
+/* Runs one forward pass: step_begin, the blocks, step_end. */
+NODISCARD enum err model_step(const struct model_facts *facts, const struct kern_ops *ops,
+                              struct kern_device *device, const struct kern_step *step,
+                              uint64_t *ticket);
+
+/* ---- adapters ----------------------------------------------------------------------------- */
+
+/* An adapter id: 1..128 of A-Za-z0-9._:@- and no leading dot. Anything else never reaches a path. */
+bool model_adapter_id_valid(const char *id, size_t bytes);
+
+/* The verdict on an adapter folder: what `lorry adapters check` prints. */
+struct model_adapter_facts {
+    char id[POOL_ID_BYTES];
+    char revision[POOL_REVISION_BYTES]; /* SHA-256 over names, lengths and bytes of
+                                           adapter_config.json and the weight file */
+    uint32_t rank_max;
+    uint32_t modules;     /* adapted (layer, module) pairs */
+    uint64_t file_bytes;  /* of the weights on disk */
+    uint64_t image_bytes; /* in the host store */
+    uint32_t page_count;
+};
+
+struct model_adapter_options {
+    const char *root;        /* folder of PEFT folders; a folder's name is the adapter's id */
+    uint32_t page_tokens;    /* T: gives page_elems */
+    uint32_t elem_bytes;     /* of the device */
+    uint32_t page_count_max; /* an adapter that needs more pages is refused */
+};
+
+/* What stat(2) says of an adapter, cheap enough for every look: changes when the files change. */
+struct model_adapter_stamp {
+    uint64_t device, inode, bytes;
+    int64_t mtime_ns;
+};
+/* Errors  ERR_UNKNOWN_ADAPTER (no such folder, and the root is there), ERR_ADAPTER_UNREADABLE (the
+ *         root or the folder cannot be read now). */
+NODISCARD enum err model_adapter_stat(const char *root, const char *id,
+                                      struct model_adapter_stamp *stamp, struct err_text *why);
+
+/* Reads, checks and converts an adapter into the host store. `*image` is held for the caller.
+ * Errors  ERR_UNKNOWN_ADAPTER, ERR_ADAPTER_UNREADABLE, ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER: why
+ *         names the file, field or tensor; ERR_NO_SPACE: the store is full of held images.
+ * Cost    reads the files once; hashes them; one pass of conversion. */
+NODISCARD enum err model_adapter_load(const struct model_facts *model,
+                                      const struct model_adapter_options *options, const char *id,
+                                      struct pool_store *store, struct pool_image **image,
+                                      struct model_adapter_facts *facts, struct err_text *why);
+
+/* The same checks without a store. */
+NODISCARD enum err model_adapter_check(const struct model_facts *model,
+                                       const struct model_adapter_options *options, const char *id,
+                                       struct model_adapter_facts *facts, struct err_text *why);
+
+/* Calls `each` for every valid id in the root, sorted. Folders with invalid names are passed with
+ * `valid` false. ERR_ADAPTER_UNREADABLE when the root cannot be read. */
+NODISCARD enum err model_adapter_list(const char *root,
+                                      void (*each)(void *context, const char *name, bool valid),
+                                      void *context, struct err_text *why);
+
+#endif

@@ -1,0 +1,140 @@
+/* scheduler.h - what to compute next: the waiting room, the running sequences and the plan.
+ *
+ * Pure: no clock, no socket, no device; time and the state of the pool come in a snapshot, and the
+ * same calls with the same arguments give the same plans. It does not know pool/: it counts pages.
+ * One thread. All memory is taken in sched_open().
+ *
+ * Jobs and adapters are named by small indices that the caller chooses and may use again once the
+ * job has left (sched_leave). The base is SCHED_BASE.
+ *
+ * A sequence has `known` tokens (prompt and sampled) of which `computed` are in its pages. A step
+ * computes some of the rest; when none is left a token is sampled and `known` grows by one. The
+ * scheduler counts as if each plan were carried out at once and in full, which lets the loop run
+ * ahead of what it has read. */
+#ifndef LORRY_SCHEDULER_SCHEDULER_H
+#define LORRY_SCHEDULER_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define SCHED_BASE UINT32_MAX
+
+struct sched;
+
+struct sched_options {
+    uint32_t jobs_max;     /* indices are below this; waiting and running together */
+    uint32_t adapters_max; /* indices are below this */
+    uint32_t rows_max;     /* most sequences running: slots of the device */
+    uint32_t step_tokens;  /* token budget of a step */
+    uint32_t chunk_tokens; /* most prompt tokens of one sequence in one step, so that a long prompt
+                              does not hold up the decode rows beside it */
+    uint32_t page_tokens;  /* T */
+    uint32_t pages;        /* of the whole pool */
+    uint32_t slot_pages;   /* most pages of a sequence */
+    uint32_t wait_steps;   /* an adapter whose oldest job has waited this many steps goes first */
+    double step_us_fixed;  /* cost model until the loop has learned: time of an empty step, */
+    double step_us_row;    /* of each token in it, */
+    double load_us_page;   /* and of reading one adapter page in a step */
+};
+
+NODISCARD enum err sched_open(struct sched **out, const struct sched_options *options);
+void sched_close(struct sched *s); /* NULL is fine */
+
+struct sched_job {
+    uint32_t job;
+    uint32_t adapter;       /* or SCHED_BASE */
+    uint32_t prompt_tokens; /* ≥ 1 */
+    uint32_t output_tokens; /* ≥ 1: at most this many are sampled */
+    int32_t priority;       /* lower first */
+    int64_t deadline_ms;    /* Unix time; INT64_MAX = none */
+    int64_t arrival;        /* smaller first among equals: order of reception */
+};
+
+/* Lets a job into the waiting room. `*bound_steps`: it will have started, or have been aborted,
+ * before this many more plans that could be carried out (invariant 5).
+ * Errors  ERR_NO_SPACE: more jobs than jobs_max. ERR_PROMPT_TOO_LONG: it could never fit into the
+ *         pool beside its adapter. */
+NODISCARD enum err sched_enter(struct sched *s, const struct sched_job *job, uint64_t *bound_steps);
+/* The job is gone, whatever it was doing (finished, cancelled, dropped). CHECKs that it is known. */
+void sched_leave(struct sched *s, uint32_t job);
+void sched_deadline(struct sched *s, uint32_t job, int64_t deadline_ms);
+
+/* ---- the snapshot ------------------------------------------------------------------------- */
+
+enum sched_adapter_state {
+    SCHED_AWAY,     /* not in the host store: `fetch` asks for it */
+    SCHED_FETCHING, /* a loader is at it, or it waits to be tried again */
+    SCHED_STORED,   /* in the host store, not in pages: `load` asks for it */
+    SCHED_LOADING,  /* on its way into pages */
+    SCHED_RESIDENT,
+};
+
+struct sched_adapter {
+    enum sched_adapter_state state;
+    uint32_t pages; /* it takes when resident; 0 while not known */
+    uint32_t users; /* running sequences: an adapter with any is not evicted */
+};
+
+struct sched_snapshot {
+    int64_t now_ms;       /* Unix time */
+    uint32_t pages_free;  /* can be reserved at once */
+    uint32_t pages_pending; /* will be free when steps in flight end */
+    uint32_t adapter_slots_free; /* of the device's adapter table */
+    const struct sched_adapter *adapters; /* [adapters_max] */
+};
+
+/* ---- the plan ----------------------------------------------------------------------------- */
+
+struct sched_work { /* one sequence's part of the step; sorted so that an adapter's rows adjoin */
+    uint32_t job;
+    uint32_t adapter;
+    uint32_t position; /* of the first token */
+    uint32_t tokens;
+    uint32_t pages; /* new pages to reserve before the step */
+    bool starts;    /* first work since it waited: it needs a slot */
+    bool sample;
+};
+
+enum sched_reason { SCHED_EXPIRED /* its deadline has passed */ };
+
+struct sched_abort {
+    uint32_t job;
+    enum sched_reason reason;
+    bool running; /* false: the device never saw it */
+};
+
+/* Carried out in this order: abort, preempt, evict, load, fetch, work. Arrays belong to the
+ * scheduler and are valid until its next call. */
+struct sched_plan {
+    const struct sched_abort *aborts; /* the caller still calls sched_leave() for each */
+    uint32_t abort_count;
+    const uint32_t *preempts; /* jobs that give their pages and slot back and wait again; their
+                                 tokens are kept and computed anew */
+    uint32_t preempt_count;
+    const uint32_t *evicts; /* adapters */
+    uint32_t evict_count;
+    const uint32_t *loads; /* adapters: host store → pages */
+    uint32_t load_count;
+    const uint32_t *fetches; /* adapters: root → host store */
+    uint32_t fetch_count;
+    const struct sched_work *work;
+    uint32_t work_count;
+    uint32_t tokens;        /* of all work */
+    int64_t next_event_ms;  /* with no work: nothing changes by time alone before this; INT64_MAX */
+};
+
+void sched_plan(struct sched *s, const struct sched_snapshot *snapshot, struct sched_plan *plan);
+
+/* Teaches the cost model: a step of `tokens` that read `adapter_pages` took `us`. */
+void sched_learn(struct sched *s, uint32_t tokens, uint32_t adapter_pages, double us);
+
+struct sched_counts {
+    uint32_t waiting, running, adapters_waiting;
+    uint64_t plans, admitted, preempted, expired;
+};
+struct sched_counts sched_counts(const struct sched *s);
+
+#endif
