@@ -1,12 +1,14 @@
 /* metrics.h - the process's counters, gauges and histograms, from one table (metrics.def).
  *
- * Thread: any thread adds and sets (relaxed atomics); one renders. Nothing is allocated after
- * metrics_open(). Per-adapter families have at most `adapters` labels, the rest adds to "other". */
+ * Thread: any thread adds and sets (relaxed atomics); one renders at a time. But for a render's
+ * text nothing is allocated after metrics_open(). Per-adapter families have at most `adapters`
+ * labels besides "base" and "other"; what comes later adds to "other". */
 #ifndef LORRY_BASE_METRICS_H
 #define LORRY_BASE_METRICS_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/err.h"
 
@@ -17,25 +19,39 @@ enum metric {
     METRIC_COUNT
 };
 
+enum {
+    METRICS_ADAPTERS_MAX = 1000000,
+    METRICS_ADAPTER_BYTES_MAX = 128, /* of an adapter's id */
+    METRICS_STATUS_COUNT = 5,
+};
+
+/* "succeeded", "failed", "rejected", "expired", "cancelled": in the order of wire/'s statuses,
+ * which this folder may not include; a test in the worker compares the two. */
+extern const char *const METRICS_STATUS[METRICS_STATUS_COUNT];
+
 struct metrics;
 
+/* Takes some 300 bytes for each of `adapters` (0 .. METRICS_ADAPTERS_MAX). ERR_NO_MEMORY. */
 NODISCARD enum err metrics_open(struct metrics **out, uint32_t adapters);
 void metrics_close(struct metrics *m);
 
-void metrics_add(struct metrics *m, enum metric id, uint64_t value);      /* COUNTER */
-void metrics_set(struct metrics *m, enum metric id, double value);       /* GAUGE */
-void metrics_observe(struct metrics *m, enum metric id, double value);   /* HISTOGRAM */
+/* `id` is of the type and label that the function names; else it crashes. */
+void metrics_add(struct metrics *m, enum metric id, uint64_t value);   /* COUNTER */
+void metrics_set(struct metrics *m, enum metric id, double value);     /* GAUGE */
+void metrics_observe(struct metrics *m, enum metric id, double value); /* HISTOGRAM, seconds */
 /* A label's index, given once and kept; the "other" index when there are too many. Cost: one hash
- * look-up under a mutex: keep the index. NULL is the base, labelled "base". */
+ * look-up under a mutex: keep the index. NULL is the base, labelled "base"; adapters whose ids are
+ * "base" or "other" are labelled "@base" and "@other", which no id can be. */
 uint32_t metrics_adapter(struct metrics *m, const char *adapter);
 void metrics_add_adapter(struct metrics *m, enum metric id, uint32_t adapter, uint64_t value);
 /* For families labelled by a fixed set (status of finals): index into METRICS_STATUS. */
 void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint64_t value);
+
 uint64_t metrics_value(const struct metrics *m, enum metric id); /* of a plain counter */
 
-/* Prometheus text format. *text is malloc'ed; the caller frees it. */
+/* Prometheus text format 0.0.4. *text is malloc'ed and NUL-terminated; the caller frees it. */
 NODISCARD enum err metrics_render(struct metrics *m, char **text, size_t *bytes);
 /* docs/METRICS.md */
-void metrics_write_markdown(void *file);
+void metrics_write_markdown(FILE *out);
 
 #endif

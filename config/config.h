@@ -29,7 +29,7 @@ struct config_list {
 #define CONFIG_MEMBER_REAL(m) double m;
 #define CONFIG_MEMBER_BOOL(m) bool m;
 struct config {
-#define OPTION(section, name, type, initial, min, max, flags, help)                                \
+#define OPTION(section, name, type, initial, min, max, flags, help) \
     CONFIG_MEMBER_##type(section##_##name)
 #include "config/options.def"
 #undef OPTION
@@ -38,22 +38,26 @@ struct config {
 struct config_input {
     int argc;    /* what follows the program and sub-command: only options are taken, the rest is */
     char **argv; /* moved to the front in order, and its count put into *rest_count */
-    char **environ; /* NULL-terminated, or NULL for none */
+    char **environ; /* NULL-terminated, or NULL for none; HOME and STATE_DIRECTORY are read too */
     const char *const *files; /* default places, NULL-terminated; NULL = the two above */
 };
 
-/* `--name value`, `--name=value`, `--no-name` and `--name` for BOOL; a LIST flag given again adds to
- * the flag's list; short forms: --model, --adapters, -X name=value. `--` ends options.
- * Unknown flags that `own_flags` (NULL-terminated, of the sub-command, each "--name" or "--name=" when
- * it takes a value) lists are left in place.
- * Errors  ERR_BAD_CONFIG: why names the option, the place (file:line, LORRY_…, flag) and, for an
- *         unknown key, the nearest known one. */
+/* Reads all places and checks every value, used or not.
+ *
+ * `--name value`, `--name=value`; `--name` and `--no-name` for BOOL; a LIST flag given again
+ * adds to the flag's list. Short forms: --model, --adapters, -X name=value. Unknown flags that
+ * `own_flags` lists (NULL-terminated or NULL, the sub-command's own: "--name", or "--name=" when
+ * it takes a value) are left in place with their values. `--` ends options; it stays in front of
+ * what follows it. A LORRY_ variable that names no option is logged as a warning.
+ *
+ * Errors  ERR_BAD_CONFIG: `why` names the option, the place (file:line, LORRY_…, flag) and, for
+ *         an unknown key or flag, the nearest known one; *out and *rest_count are untouched. */
 NODISCARD enum err config_open(struct config **out, const struct config_input *input,
-                               const char *const *own_flags, int *rest_count,
-                               struct err_text *why);
+                               const char *const *own_flags, int *rest_count, struct err_text *why);
 void config_close(struct config *c);
 
-/* `name=value` lines of what is in force, and from where; secrets masked. */
+/* `section.name=value  # place` lines: what is in force, and from where; secrets masked. `c` is one
+ * that config_open() made. */
 void config_print(const struct config *c, FILE *out);
 /* The options as a help text: name, default, meaning, by section. */
 void config_help(FILE *out);
