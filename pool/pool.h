@@ -1,13 +1,15 @@
 /* pool.h - pages of device memory, shared by the KV cache and the adapters; and the host store.
  *
- * Three parts, one a file:
+ * The parts, one a file:
  *   pages.c      accounting: free list, reference counts, pages waiting for a step to end
  *   residency.c  which adapters lie in pages, and where
- *   store.c      adapter images in host memory, within a byte budget
+ *   store.c      adapter images in host memory, by (id, revision), least recently used
+ *   arena.c      the store's memory: chunks within a byte budget
  *
- * Pages and residency belong to the loop thread: no locks, no clock, no device call but `load`.
- * The store is shared with loader threads behind one mutex.
- * All page accounting is O(1) a page; nothing is allocated after open. */
+ * Pages and residency belong to the loop thread: no locks, no clock, no device call but `load` and
+ * `event_done`. The store is shared with loader threads behind one mutex.
+ * All page accounting is O(1) a page; pages and residency allocate nothing after open. Misuse
+ * (double release, an unknown page or adapter) crashes. */
 #ifndef LORRY_POOL_POOL_H
 #define LORRY_POOL_POOL_H
 
@@ -23,42 +25,51 @@
 struct pool;
 
 struct pool_options {
-    uint32_t page_count; /* 1 .. POOL_PAGES_MAX */
-    uint32_t adapters;   /* most adapters resident at once: the device's adapter table */
+    uint32_t page_count;    /* 1 .. POOL_PAGES_MAX; the host keeps 24 bytes a page */
+    uint32_t adapters;      /* most adapters resident at once: the device's adapter table */
     uint32_t adapter_pages; /* most pages of one adapter */
-    const struct kern_ops *ops; /* for `load` and `event_done`; may be NULL in accounting tests */
+    /* For `load` and `event_done`. NULL in accounting tests: every copy is done at once. */
+    const struct kern_ops *ops;
     struct kern_device *device;
 };
 
 enum { POOL_PAGES_MAX = 1 << 26 };
 
+/* ERR_NO_MEMORY. */
 NODISCARD enum err pool_open(struct pool **out, const struct pool_options *options);
+/* After the device has come to rest, and before the store goes. Adapters that are still resident
+ * need not be evicted, pages in use need not be released. NULL is fine. */
 void pool_close(struct pool *p);
 
-/* Reserves `count` pages, each with one reference.
- * pages   out: room for `count` indices; written only on ERR_OK; the caller's until released.
- * Errors  ERR_NO_SPACE: nothing was reserved; worth retrying after a release.
- * Cost    O(count). */
+/* Reserves `count` pages for KV, each with one reference. Adapters get theirs by
+ * pool_adapter_load(). pages   out: room for `count` indices; written only on ERR_OK; the caller's
+ * until released. Errors  ERR_NO_SPACE: nothing was reserved; worth retrying after a release. Cost
+ * O(count). */
 NODISCARD enum err pool_reserve(struct pool *p, uint32_t count, uint32_t *pages);
 
-/* Adds a reference to each: shared prefixes. */
+/* Adds a reference to each: shared prefixes. All must be KV pages in use. */
 void pool_share(struct pool *p, const uint32_t *pages, uint32_t count);
 
-/* Drops a reference of each. A page without references returns to the free list once the step
- * `ticket` has ended (0 = at once): a step in flight may still name it. Double release crashes. */
+/* Drops a reference of each. `ticket` is the last step in flight that may name the pages for this
+ * sharer, 0 = none. A page without references returns to the free list once the greatest ticket
+ * that any of its sharers gave has ended; when one with a greater ticket waits already, with that
+ * one (the queue of waiting pages is in the order of tickets). Double release crashes.
+ * Cost    O(count). */
 void pool_release(struct pool *p, const uint32_t *pages, uint32_t count, uint64_t ticket);
 
-/* All steps up to `ticket` have ended: frees what waited for them. Cost: O(pages freed). */
+/* All steps up to `ticket` have ended: frees what waited for them. A ticket that is not new does
+ * nothing. Cost: O(pages freed). */
 void pool_steps_ended(struct pool *p, uint64_t ticket);
 
 struct pool_counts { /* free + kv + adapters + pending = all, at every step (invariant 2) */
     uint32_t pages, free, kv, adapters, pending;
     uint32_t adapters_resident, adapters_loading;
-    uint64_t loads, evictions;
+    uint64_t loads, evictions; /* of adapters, since open */
 };
 struct pool_counts pool_counts(const struct pool *p);
 
-/* Walks everything and CHECKs invariant 2; O(pages): tests, and the loop's exit. */
+/* Walks everything and CHECKs invariant 2: each page is in exactly one place. O(pages), and takes
+ * a byte a page for the time of the call: for tests, and the loop's exit. */
 void pool_check(const struct pool *p);
 
 /* ---- the host store ----------------------------------------------------------------------- */
@@ -76,39 +87,52 @@ struct pool_image {
     uint32_t layers;
     uint64_t page_elems;
     uint64_t bytes;         /* of `elements`: layers × page_count × page_elems × elem_bytes */
-    void *elements;         /* [layers][page_count][page_elems], device elements, tile order */
-    struct kern_lora *lora; /* [layers][KERN_MODULES] */
+    void *elements;         /* [layers][page_count][page_elems], device elements, tile order; at a
+                               multiple of 4,096 */
+    struct kern_lora *lora; /* [layers][KERN_MODULES]; beside the elements, within the budget */
 };
 
 struct pool_store_options {
-    uint64_t bytes;       /* budget */
-    uint64_t chunk_bytes; /* memory is taken in chunks of this, or larger for a larger image */
+    uint64_t bytes;       /* budget of chunks taken; at least 4,096 */
+    uint64_t chunk_bytes; /* memory is taken in chunks of this (64 MiB is usual), larger for a
+                             larger image, smaller at the end of the budget; at least 4,096 */
 };
 
-NODISCARD enum err pool_store_open(struct pool_store **out, const struct pool_store_options *options);
+/* Takes no chunk yet. Outside the budget are some hundred bytes a record. ERR_NO_MEMORY. */
+NODISCARD enum err pool_store_open(struct pool_store **out,
+                                   const struct pool_store_options *options);
+/* Every reserved image was committed or aborted before. Held ones go too. NULL is fine. */
 void pool_store_close(struct pool_store *s);
 
-/* Reserves room for an image, evicting the least recently used that nobody holds. `image` is the
- * caller's to fill (`elements` is zeroed) until committed or aborted; sizes and ids are taken from
- * `wanted` (elements and lora are ignored).
- * Errors  ERR_NO_SPACE: everything else is held; worth retrying. ERR_UNSUPPORTED_ADAPTER: larger than
- *         the whole budget (why names it).
- * Thread: any. */
+/* Reserves room for an image, evicting the least recently used that nobody holds until it fits.
+ * `image` is the caller's to fill (`elements` and `lora` are zeroed) until committed or aborted;
+ * ids and sizes are taken from `wanted` (bytes, elements and lora are ignored).
+ * Errors  ERR_NO_SPACE: what is held leaves no hole of this size; nothing was evicted; worth
+ *         retrying after a drop. ERR_UNSUPPORTED_ADAPTER: larger than the whole budget (why names
+ *         both). ERR_NO_MEMORY.
+ * Thread: any, like all of the store.
+ * Cost    O(images) under the mutex; zeroing the room outside it. */
 NODISCARD enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wanted,
                                       uint32_t elem_bytes, struct pool_image **image,
                                       struct err_text *why);
 /* Makes it visible to find(), held once by the caller. An older image of the same id and revision
  * stays where it is and is returned instead; the new one goes. */
 struct pool_image *pool_store_commit(struct pool_store *s, struct pool_image *image);
+/* Gives up an image that was reserved and not committed. */
 void pool_store_abort(struct pool_store *s, struct pool_image *image);
 
 /* The image of (id, revision), held once more for the caller; NULL when it is not there. */
 struct pool_image *pool_store_find(struct pool_store *s, const char *id, const char *revision);
-void pool_store_drop(struct pool_store *s, struct pool_image *image); /* lets go of one hold */
+/* Lets go of one hold. An image that nobody holds stays until its room is needed. */
+void pool_store_drop(struct pool_store *s, struct pool_image *image);
 
 struct pool_store_counts {
-    uint64_t bytes_budget, bytes_taken, bytes_used; /* used: of images; taken: of chunks */
-    uint64_t images, evictions;
+    uint64_t bytes_budget;
+    uint64_t bytes_taken; /* of chunks; never above the budget */
+    uint64_t bytes_used;  /* of images, with those being filled, in whole 4,096 bytes */
+    uint64_t images;      /* committed */
+    uint64_t images_held; /* of them */
+    uint64_t evictions;   /* since open */
 };
 struct pool_store_counts pool_store_counts(struct pool_store *s);
 
@@ -118,18 +142,22 @@ enum pool_state { POOL_ABSENT, POOL_LOADING, POOL_RESIDENT };
 
 /* Starts to bring an image into pages under a free index of the device's adapter table. Takes over
  * the caller's hold on the image until the adapter is evicted.
- * Errors  ERR_NO_SPACE (too few free pages, or the table is full): nothing changed. */
+ * An index is free again at once after an eviction: steps in flight read the device's own copy of
+ * the table, which only a later step's delta changes.
+ * Errors  ERR_NO_SPACE (too few free pages, or the table is full), or what the device's load says:
+ *         nothing changed, the hold stays the caller's. */
 NODISCARD enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_image *image,
                                      uint32_t *adapter);
-/* Turns LOADING into RESIDENT when its copy is done. */
+/* Turns LOADING into RESIDENT when its copy is done; ABSENT for an index without adapter. */
 enum pool_state pool_adapter_poll(struct pool *p, uint32_t adapter);
-/* Sequences that use it; an adapter in use is not evicted. */
+/* Sequences that use it, or wait for its copy; an adapter in use is not evicted. */
 void pool_adapter_use(struct pool *p, uint32_t adapter);
 void pool_adapter_unuse(struct pool *p, uint32_t adapter);
 uint32_t pool_adapter_users(const struct pool *p, uint32_t adapter);
-/* Gives its pages back after step `ticket`; CHECKs that it is resident and unused. */
+/* Gives its pages back after step `ticket` (0 = at once), and its hold on the image now; CHECKs
+ * that it is resident (a copy in flight cannot be called back) and unused. */
 void pool_adapter_evict(struct pool *p, struct pool_store *s, uint32_t adapter, uint64_t ticket);
-/* What a step's delta needs; valid while loaded. */
+/* What a step's delta needs; its pointers are valid until the adapter is evicted. */
 struct kern_adapter_set pool_adapter_set(const struct pool *p, uint32_t adapter);
 const struct pool_image *pool_adapter_image(const struct pool *p, uint32_t adapter);
 

@@ -1,0 +1,211 @@
+#include "pool/arena.h"
+
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/check.h"
+
+struct arena_chunk {
+    struct arena_chunk *next;
+    struct arena_extent *first; /* one that starts at 0; the extents cover the chunk */
+    unsigned char *base;
+    uint64_t bytes;
+};
+
+static uint64_t granules_up(uint64_t bytes) {
+    return (bytes + (ARENA_GRANULE - 1)) / ARENA_GRANULE * ARENA_GRANULE;
+}
+
+static bool chunk_empty(const struct arena_chunk *c) {
+    return !c->first->taken && c->first->next == NULL;
+}
+
+/* The two functions that pinned memory replaces (cudaHostAlloc, cudaFreeHost) once a device reads
+ * images by itself. NULL: none. */
+static void *memory_map(uint64_t bytes) {
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return base == MAP_FAILED ? NULL : base;
+}
+
+static void memory_unmap(void *base, uint64_t bytes) {
+    CHECK(munmap(base, bytes) == 0);
+}
+
+void arena_init(struct arena *a, uint64_t budget, uint64_t chunk_bytes) {
+    CHECK(budget >= ARENA_GRANULE);
+    CHECK(budget <= UINT64_MAX / 2); /* sums of two sizes cannot overflow */
+    CHECK(chunk_bytes >= ARENA_GRANULE);
+    budget -= budget % ARENA_GRANULE;
+    chunk_bytes = chunk_bytes < budget ? granules_up(chunk_bytes) : budget;
+    *a = (struct arena){.budget = budget, .chunk_bytes = chunk_bytes};
+}
+
+static void chunk_free(struct arena *a, struct arena_chunk *c) {
+    for (struct arena_extent *x = c->first; x != NULL;) {
+        struct arena_extent *next = x->next;
+        free(x);
+        x = next;
+    }
+    memory_unmap(c->base, c->bytes);
+    a->bytes_taken -= c->bytes;
+    free(c);
+}
+
+void arena_deinit(struct arena *a) {
+    while (a->chunks != NULL) {
+        struct arena_chunk *c = a->chunks;
+        a->chunks = c->next;
+        chunk_free(a, c);
+    }
+    CHECK(a->bytes_taken == 0);
+}
+
+static struct arena_chunk *chunk_add(struct arena *a, uint64_t bytes) {
+    struct arena_chunk *c = calloc(1, sizeof *c);
+    struct arena_extent *x = calloc(1, sizeof *x);
+    void *base = memory_map(bytes);
+    if (c == NULL || x == NULL || base == NULL) {
+        free(c);
+        free(x);
+        if (base != NULL) {
+            memory_unmap(base, bytes);
+        }
+        return NULL;
+    }
+    *x = (struct arena_extent){.chunk = c, .bytes = bytes};
+    *c = (struct arena_chunk){.first = x, .base = base, .bytes = bytes};
+    struct arena_chunk **end = &a->chunks;
+    while (*end != NULL) {
+        end = &(*end)->next;
+    }
+    *end = c;
+    a->bytes_taken += bytes;
+    return c;
+}
+
+static uint64_t empty_bytes(const struct arena *a) {
+    uint64_t bytes = 0;
+    for (const struct arena_chunk *c = a->chunks; c != NULL; c = c->next) {
+        bytes += chunk_empty(c) ? c->bytes : 0;
+    }
+    return bytes;
+}
+
+/* Gives empty chunks back to the system until a new one of `bytes` is within the budget. */
+static void chunks_trim(struct arena *a, uint64_t bytes) {
+    struct arena_chunk **link = &a->chunks;
+    while (*link != NULL && a->budget - a->bytes_taken < bytes) {
+        struct arena_chunk *c = *link;
+        if (chunk_empty(c)) {
+            *link = c->next;
+            chunk_free(a, c);
+        } else {
+            link = &c->next;
+        }
+    }
+}
+
+/* A new chunk with room for `bytes`, which no hole has; NULL: not within the budget. */
+static struct arena_extent *hole_grow(struct arena *a, uint64_t bytes) {
+    if (a->budget - a->bytes_taken + empty_bytes(a) < bytes) {
+        return NULL;
+    }
+    chunks_trim(a, bytes);
+    uint64_t room = a->budget - a->bytes_taken;
+    CHECK(room >= bytes);
+    uint64_t size = bytes > a->chunk_bytes ? bytes : a->chunk_bytes;
+    struct arena_chunk *c = chunk_add(a, size < room ? size : room);
+    return c == NULL ? NULL : c->first;
+}
+
+static struct arena_extent *hole_find(const struct arena *a, uint64_t bytes) {
+    for (const struct arena_chunk *c = a->chunks; c != NULL; c = c->next) {
+        for (struct arena_extent *x = c->first; x != NULL; x = x->next) {
+            if (!x->taken && x->bytes >= bytes) {
+                return x;
+            }
+        }
+    }
+    return NULL;
+}
+
+struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
+    CHECK(bytes >= 1);
+    CHECK(bytes <= a->budget);
+    bytes = granules_up(bytes);
+    struct arena_extent *x = hole_find(a, bytes);
+    if (x == NULL) {
+        x = hole_grow(a, bytes);
+    }
+    if (x == NULL) {
+        return NULL;
+    }
+    CHECK(!x->taken);
+    CHECK(x->bytes >= bytes);
+    /* Without memory to describe the rest, the taker gets all of the hole: nothing fails. */
+    struct arena_extent *rest = x->bytes > bytes ? calloc(1, sizeof *rest) : NULL;
+    if (rest != NULL) {
+        *rest = (struct arena_extent){.chunk = x->chunk,
+                                      .prev = x,
+                                      .next = x->next,
+                                      .begin = x->begin + bytes,
+                                      .bytes = x->bytes - bytes};
+        if (x->next != NULL) {
+            x->next->prev = rest;
+        }
+        x->next = rest;
+        x->bytes = bytes;
+    }
+    x->taken = true;
+    a->bytes_used += x->bytes;
+    CHECK(a->bytes_used <= a->bytes_taken);
+    CHECK(a->bytes_taken <= a->budget);
+    return x;
+}
+
+/* `x` takes in the extent behind it; both are holes. */
+static void hole_merge_next(struct arena_extent *x) {
+    struct arena_extent *next = x->next;
+    x->bytes += next->bytes;
+    x->next = next->next;
+    if (x->next != NULL) {
+        x->next->prev = x;
+    }
+    free(next);
+}
+
+void arena_give(struct arena *a, struct arena_extent *extent) {
+    CHECK(extent->taken);
+    CHECK(!extent->pinned);
+    CHECK(a->bytes_used >= extent->bytes);
+    a->bytes_used -= extent->bytes;
+    extent->taken = false;
+    if (extent->next != NULL && !extent->next->taken) {
+        hole_merge_next(extent);
+    }
+    if (extent->prev != NULL && !extent->prev->taken) {
+        hole_merge_next(extent->prev);
+    }
+}
+
+void *arena_memory(const struct arena_extent *extent) {
+    return extent->chunk->base + extent->begin;
+}
+
+bool arena_could_take(const struct arena *a, uint64_t bytes) {
+    bytes = granules_up(bytes);
+    uint64_t room = a->budget - a->bytes_taken; /* and all chunks that would be empty */
+    for (const struct arena_chunk *c = a->chunks; c != NULL; c = c->next) {
+        uint64_t run = 0; /* of neighbours that are not pinned */
+        bool pinned = false;
+        for (const struct arena_extent *x = c->first; x != NULL; x = x->next) {
+            run = x->pinned ? 0 : run + x->bytes;
+            pinned = pinned || x->pinned;
+            if (run >= bytes) {
+                return true;
+            }
+        }
+        room += pinned ? 0 : c->bytes;
+    }
+    return room >= bytes;
+}

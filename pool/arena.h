@@ -1,0 +1,47 @@
+/* arena.h - the host store's memory: extents inside chunks, within a byte budget. Inside pool/
+ * only.
+ *
+ * An extent is a run of whole granules of one chunk, taken or a hole; holes that touch are one.
+ * First fit: images are few and large, the walk is short. A chunk is taken when no hole fits, and
+ * goes back to the system only to make room for a larger one: on a GPU host a chunk is pinned
+ * memory, which is expensive to take. What describes extents lies outside the chunks.
+ *
+ * Knows nothing of images: who holds what comes as a mark on the extent. No lock: the store's. */
+#ifndef LORRY_POOL_ARENA_H
+#define LORRY_POOL_ARENA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { ARENA_GRANULE = 4096 };
+
+struct arena_chunk;
+
+struct arena_extent {
+    struct arena_chunk *chunk;
+    struct arena_extent *prev, *next; /* neighbours in the chunk, in the order of addresses */
+    uint64_t begin, bytes;            /* multiples of ARENA_GRANULE */
+    bool taken;                       /* else a hole */
+    bool pinned;                      /* taken, and cannot be given back now; set by the store */
+};
+
+struct arena {
+    uint64_t budget, chunk_bytes; /* multiples of ARENA_GRANULE */
+    uint64_t bytes_taken;         /* of chunks; <= budget */
+    uint64_t bytes_used;          /* of taken extents; <= bytes_taken */
+    struct arena_chunk *chunks;   /* the newest last */
+};
+
+/* Both are cut and rounded to granules. */
+void arena_init(struct arena *a, uint64_t budget, uint64_t chunk_bytes);
+void arena_deinit(struct arena *a); /* with all extents */
+
+/* Takes an extent of at least `bytes` (rounded up), contents undefined; NULL: none fits. */
+struct arena_extent *arena_take(struct arena *a, uint64_t bytes);
+void arena_give(struct arena *a, struct arena_extent *extent);
+void *arena_memory(const struct arena_extent *extent);
+
+/* Whether arena_take(bytes) would succeed after giving back all that is not pinned. */
+bool arena_could_take(const struct arena *a, uint64_t bytes);
+
+#endif
