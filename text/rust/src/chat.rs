@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
-use minijinja::{context, escape_formatter, Environment, Error, ErrorKind};
+use minijinja::value::Value;
+use minijinja::{context, Environment, Error, ErrorKind};
 
 use crate::files::{Config, SPECIAL_NAMES};
 use crate::json::tojson;
+use crate::python;
 
 const NAME: &str = "chat_template";
 
@@ -35,11 +36,7 @@ impl Chat {
         let mut env = Environment::new();
         env.set_syntax(syntax);
         env.set_fuel(Some(FUEL));
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        env.set_formatter(|out, state, value| match python_constant(value) {
-            Some(s) => Ok(out.write_str(s)?),
-            None => escape_formatter(out, state, value),
-        });
+        python::install(&mut env);
         env.add_filter("tojson", tojson);
         env.add_function("raise_exception", raise_exception);
         env.add_function("strftime_now", strftime_now);
@@ -66,17 +63,6 @@ impl Chat {
         };
         let template = self.env.get_template(NAME).map_err(|e| describe(&e))?;
         template.render(values).map_err(|e| describe(&e))
-    }
-}
-
-/// How Python prints what minijinja prints otherwise.
-fn python_constant(value: &Value) -> Option<&'static str> {
-    if value.is_none() {
-        return Some("None");
-    }
-    match bool::try_from(value.clone()) {
-        Ok(b) if value.kind() == ValueKind::Bool => Some(if b { "True" } else { "False" }),
-        _ => None,
     }
 }
 

@@ -64,6 +64,13 @@ impl Config {
         content(self.0.get(name)?)
     }
 
+    /// What tokenizer.json says of a special token counts where the configuration is silent.
+    pub fn default_special(&mut self, name: &str, content: &str) {
+        if self.special(name).is_none() {
+            self.0.insert(name.into(), content.into());
+        }
+    }
+
     /// All texts that the configuration names as special tokens.
     pub fn specials(&self) -> Vec<&str> {
         let mut all: Vec<&str> = SPECIAL_NAMES

@@ -7,5 +7,6 @@ mod abi;
 mod chat;
 mod files;
 mod json;
+mod python;
 mod stream;
 mod text;

@@ -27,13 +27,15 @@ impl Text {
             .collect();
         let mut tokenizer =
             Tokenizer::from_bytes(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut config = Config::read(&dir.join("tokenizer_config.json"))?;
+        if let Some(padding) = tokenizer.get_padding() {
+            config.default_special("pad_token", &padding.pad_token);
+        }
         // Length is the caller's affair: a prompt is never cut or filled up here.
         tokenizer
             .with_truncation(None)
             .map_err(|e| format!("{}: {e}", path.display()))?
             .with_padding(None);
-
-        let config = Config::read(&dir.join("tokenizer_config.json"))?;
         declare_added(&mut tokenizer, &config)?;
         let vocab = tokenizer.get_vocab(true);
         let last = vocab.values().max().ok_or("tokenizer.json: no tokens")?;
