@@ -1,6 +1,5 @@
 #include "base/metrics.h"
 
-#include <ctype.h>
 #include <inttypes.h>
 #include <math.h>
 #include <pthread.h>
@@ -194,7 +193,7 @@ static const char *exposed_name(char room[64], enum metric id) {
     (void)snprintf(room, 64, "lorry_%s%s", metric_table[id].name,
                    metric_table[id].type == TYPE_COUNTER ? "_total" : "");
     for (char *c = room; *c != '\0'; c++) {
-        *c = (char)tolower((unsigned char)*c);
+        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
     }
     return room;
 }

@@ -112,28 +112,33 @@ static void warn_of_unknown(const struct config_input *input) {
     }
 }
 
+/* The texts of all flags up to the `last` that set the same option. 0: too many. */
+static uint32_t gather(const struct flags *f, uint32_t last, const char *items[OPTION_LIST_MAX]) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i <= last; i++) {
+        if (f->items[i].option == f->items[last].option) {
+            if (count == OPTION_LIST_MAX) {
+                return 0;
+            }
+            items[count++] = f->items[i].text;
+        }
+    }
+    return count;
+}
+
 static enum err set_from_flags(struct config_store *s, const struct flags *f,
                                struct err_text *why) {
     const char *items[OPTION_LIST_MAX];
     for (uint32_t i = 0; i < f->count; i++) {
         const struct flag *flag = &f->items[i];
-        const char *place = flag->name;
-        uint32_t count = 0;
-        if (option_table[flag->option].type != OPTION_LIST) {
-            items[count++] = flag->text;
-        } else { /* all flags of the list up to this one: the last setting is the whole */
-            for (uint32_t j = 0; j <= i; j++) {
-                if (f->items[j].option != flag->option) {
-                    continue;
-                }
-                if (count == OPTION_LIST_MAX) {
-                    return err_set_field(why, ERR_BAD_CONFIG, place, "%s: given more than %d times",
-                                         place, OPTION_LIST_MAX);
-                }
-                items[count++] = f->items[j].text;
-            }
+        bool list = option_table[flag->option].type == OPTION_LIST;
+        uint32_t count = list ? gather(f, i, items) : 1;
+        if (count == 0) {
+            return err_set_field(why, ERR_BAD_CONFIG, flag->name, "%s: given more than %d times",
+                                 flag->name, OPTION_LIST_MAX);
         }
-        enum err e = config_set(s, flag->option, items, count, place, why);
+        enum err e =
+            config_set(s, flag->option, list ? items : &flag->text, count, flag->name, why);
         if (e != ERR_OK) {
             return e;
         }

@@ -173,7 +173,7 @@ static enum err read_key(struct reader *r, char key[OPTION_NAME_BYTES], const ch
 
 static enum err read_section(struct reader *r, const char *section) {
     for (;;) {
-        char key[OPTION_NAME_BYTES];
+        char key[OPTION_NAME_BYTES] = "";
         bool end = false;
         enum err e = read_key(r, key, section, &end);
         if (e != ERR_OK || end) {
@@ -200,7 +200,7 @@ static enum err read_section(struct reader *r, const char *section) {
 
 static enum err read_sections(struct reader *r) {
     for (;;) {
-        char section[OPTION_NAME_BYTES];
+        char section[OPTION_NAME_BYTES] = "";
         bool end = false;
         enum err e = read_key(r, section, "", &end);
         if (e != ERR_OK || end) {

@@ -45,10 +45,14 @@ const char *option_full_name(char room[OPTION_NAME_BYTES], const struct option *
     return room;
 }
 
+static char upper(char c) {
+    return (char)(c >= 'a' && c <= 'z' ? c - 'a' + 'A' : c);
+}
+
 const char *option_env_name(char room[OPTION_NAME_BYTES], const struct option *o) {
     (void)snprintf(room, OPTION_NAME_BYTES, "LORRY_%s_%s", o->section, o->name);
     for (char *c = room; *c != '\0'; c++) {
-        *c = (char)toupper((unsigned char)*c);
+        *c = upper(*c);
     }
     return room;
 }
@@ -196,7 +200,7 @@ bool option_parse_bytes(const char *text, int64_t *value) {
     if (*end == '\0') {
         return true;
     }
-    const char *suffix = strchr(suffixes, toupper((unsigned char)*end));
+    const char *suffix = strchr(suffixes, upper(*end));
     if (suffix == NULL || end[1] != '\0') {
         return false;
     }
@@ -303,30 +307,28 @@ static void items_free(char **items, uint32_t count) {
     free((void *)items);
 }
 
-/* A copy of the item, with ~ expanded where the option is a path. */
-static enum err item_copy(const struct config_store *s, const struct option *o, const char *item,
-                          const char *place, char **copy, struct err_text *why) {
-    const char *prefix = "";
+/* Whether a leading ~ of a path can be expanded. */
+static enum err check_home(const struct config_store *s, const struct option *o, const char *path,
+                           const char *place, struct err_text *why) {
     char full[OPTION_NAME_BYTES];
-    if ((o->flags & OPTION_PATH) != 0 && item[0] == '~') {
-        if (item[1] != '/' && item[1] != '\0') {
-            return err_set_field(why, ERR_BAD_CONFIG, option_full_name(full, o),
-                                 "%s: %s: only ~ and ~/… are expanded, not ~user", place, full);
-        }
-        if (s->home == NULL || s->home[0] == '\0') {
-            return err_set_field(why, ERR_BAD_CONFIG, option_full_name(full, o),
-                                 "%s: %s: ~ cannot be expanded, HOME is not set", place, full);
-        }
-        prefix = s->home;
-        item++;
+    if (path[1] != '/' && path[1] != '\0') {
+        return err_set_field(why, ERR_BAD_CONFIG, option_full_name(full, o),
+                             "%s: %s: only ~ and ~/… are expanded, not ~user", place, full);
     }
-    size_t room = strlen(prefix) + strlen(item) + 1;
-    *copy = malloc(room);
-    if (*copy == NULL) {
-        return err_set(why, ERR_NO_MEMORY, "no memory for the configuration");
+    if (s->home == NULL || s->home[0] == '\0') {
+        return err_set_field(why, ERR_BAD_CONFIG, option_full_name(full, o),
+                             "%s: %s: ~ cannot be expanded, HOME is not set", place, full);
     }
-    (void)snprintf(*copy, room, "%s%s", prefix, item);
     return ERR_OK;
+}
+
+static char *concatenate(const char *a, const char *b) {
+    size_t bytes = strlen(a) + strlen(b) + 1;
+    char *text = malloc(bytes);
+    if (text != NULL) {
+        (void)snprintf(text, bytes, "%s%s", a, b);
+    }
+    return text;
 }
 
 static enum err refuse(const struct option *o, char *const *items, uint32_t count,
@@ -357,8 +359,14 @@ enum err config_set(struct config_store *s, uint32_t index, const char *const *i
         goto out;
     }
     for (uint32_t i = 0; i < count; i++) {
-        e = item_copy(s, o, items[i], place, &fresh.items[i], why);
+        bool home = (o->flags & OPTION_PATH) != 0 && items[i][0] == '~';
+        e = home ? check_home(s, o, items[i], place, why) : ERR_OK;
         if (e != ERR_OK) {
+            goto out;
+        }
+        fresh.items[i] = concatenate(home ? s->home : "", items[i] + home);
+        if (fresh.items[i] == NULL) {
+            e = err_set(why, ERR_NO_MEMORY, "no memory for the configuration");
             goto out;
         }
     }

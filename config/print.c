@@ -1,10 +1,6 @@
 /* print.c - the options for people: what is in force, --help, the page and the example file. */
-#include <ctype.h>
-#include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/check.h"
 #include "config/options.h"
 
 /* Whether the first `bytes` of `name` speak of something that must not be shown. */
@@ -14,7 +10,7 @@ static bool is_secret_name(const char *name, size_t bytes) {
                                         "userinfo", "credentials", "oauthbearer.config"};
     char lower[OPTION_NAME_BYTES] = "";
     for (size_t i = 0; i < bytes && i + 1 < sizeof lower; i++) {
-        lower[i] = (char)tolower((unsigned char)name[i]);
+        lower[i] = (char)(name[i] >= 'A' && name[i] <= 'Z' ? name[i] - 'A' + 'a' : name[i]);
         lower[i + 1] = '\0';
     }
     bool secret = bytes >= sizeof lower; /* not a name we know: rather hide it */
