@@ -39,7 +39,7 @@ enum {
     KERN_TILE_COLUMNS = 64,    /* a tile is 64 columns × one block of ranks */
     KERN_TILE_ELEMENTS = 2048, /* of the largest tile; a page is never smaller */
     KERN_HEAD_DIM_MAX = 256,
-    KERN_STOP_TOKENS_MAX = 16, /* per slot; the sampler marks a slot done at these */
+    KERN_STOP_TOKENS_MAX = 32, /* per slot; the sampler marks a slot done at these */
 };
 
 #define KERN_BASE UINT32_MAX       /* as an adapter: none */
@@ -58,7 +58,7 @@ struct kern_shape {
     uint32_t positions;    /* longest context, in tokens */
     uint32_t window;       /* attention sees this many last tokens; 0 = all */
     float norm_eps;
-    float rope_scale;      /* multiplies cos and sin; 1 unless the scaling says otherwise */
+    float rope_scale;       /* multiplies cos and sin; 1 unless the scaling says otherwise */
     const float *rope_freq; /* [head_dim / 2] inverse frequencies; copied by open() */
     bool qkv_bias;
 };
@@ -84,16 +84,16 @@ static inline uint64_t kern_page_elems(const struct kern_shape *shape, uint32_t 
  * the host store keeps as well:
  *   A [rank, in] of a module, then its B [out, rank], module after module;
  *   the rank, padded to a multiple of 8, is cut into blocks of 32 (the last may be 8, 16 or 24);
- *   of each block in turn, the tiles of 64 columns in turn (columns of x for A, of y for B; the last
- *   tile is padded with zeros); a tile never crosses a page: where the rest of a page is too small
- *   for the next tile it is skipped;
- *   inside a tile, A is [ranks of the block][64 columns] and B is [64 columns][ranks of the block],
- *   so that in both the dimension that a product sums over is contiguous. */
+ *   of each block in turn, the tiles of 64 columns in turn (columns of x for A, of y for B; the
+ * last tile is padded with zeros); a tile never crosses a page: where the rest of a page is too
+ * small for the next tile it is skipped; inside a tile, A is [ranks of the block][64 columns] and B
+ * is [64 columns][ranks of the block], so that in both the dimension that a product sums over is
+ * contiguous. */
 
 struct kern_lora {
-    uint32_t rank;  /* padded; 0 = the adapter leaves this module of this layer alone */
-    float scale;    /* y += scale · (x Aᵀ) Bᵀ */
-    uint64_t a, b;  /* first element of each in the list; a multiple of 64 */
+    uint32_t rank; /* padded; 0 = the adapter leaves this module of this layer alone */
+    float scale;   /* y += scale · (x Aᵀ) Bᵀ */
+    uint64_t a, b; /* first element of each in the list; a multiple of 64 */
 };
 
 uint32_t kern_rank_padded(uint32_t rank);
@@ -228,22 +228,23 @@ struct kern_ops {
     enum err (*pool)(struct kern_device *d, uint32_t page_count, struct err_text *why);
 
     /* Copies an adapter image [layers][page_count][page_elems] of device elements into the pages of
-     * all planes; `*event` is done when they may be used by a step that begins later. The image must
-     * stay until then. Pages must not be named by a step in flight. */
+     * all planes; `*event` is done when they may be used by a step that begins later. The image
+     * must stay until then. Pages must not be named by a step in flight. */
     enum err (*load)(struct kern_device *d, const void *image, const uint32_t *pages,
                      uint32_t page_count, uint64_t *event);
     bool (*event_done)(struct kern_device *d, uint64_t event);
 
     /* Checks the step against the limits (CHECK: the caller is our own loop), takes the deltas. */
     enum err (*step_begin)(struct kern_device *d, const struct kern_step *step);
-    void (*embed)(struct kern_device *d);     /* tokens → x, and norm(x) for layer 0 */
+    void (*embed)(struct kern_device *d);               /* tokens → x, and norm(x) for layer 0 */
     void (*qkv)(struct kern_device *d, uint32_t layer); /* → q; K, V into pages; bias, LoRA, rope */
     void (*attention)(struct kern_device *d, uint32_t layer);
     void (*attn_out)(struct kern_device *d, uint32_t layer); /* x += …; norm for the MLP */
     void (*gate_up)(struct kern_device *d, uint32_t layer);  /* silu(gate) · up */
-    void (*down)(struct kern_device *d, uint32_t layer); /* x += …; norm for the next layer or head */
-    void (*head)(struct kern_device *d);                 /* logits of the sampling rows */
-    void (*sample)(struct kern_device *d);               /* → the slots' last tokens, and results */
+    void (*down)(struct kern_device *d,
+                 uint32_t layer);          /* x += …; norm for the next layer or head */
+    void (*head)(struct kern_device *d);   /* logits of the sampling rows */
+    void (*sample)(struct kern_device *d); /* → the slots' last tokens, and results */
     enum err (*step_end)(struct kern_device *d, uint64_t *ticket);
 
     /* Waits for a step and copies its results, [count] as the step had sampling chunks. Each step

@@ -1,0 +1,327 @@
+/* The CPU device: memory, the pool of pages, and the table of operations. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cblas.h>
+
+#include "kernels/cpu/cpu.h"
+
+/* Bounds that keep every product of sizes below within 64 bits; far above any model. */
+enum { LAYERS_MAX = 1 << 12, COLUMNS_MAX = 1 << 20, VOCAB_MAX = 1 << 24 };
+enum { TABLE_MAX = 1 << 20, PAGE_TOKENS_MAX = 1 << 12 };
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+enum err cpu_memory_reserve(struct cpu_memory *m, uint64_t bytes) {
+    CHECK(m->base == NULL);
+    if (bytes == 0 || bytes > SIZE_MAX / 2) {
+        return ERR_NO_SPACE;
+    }
+    void *base =
+        mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) {
+        return ERR_NO_SPACE;
+    }
+    (void)madvise(base, (size_t)bytes, MADV_HUGEPAGE); /* only speed: failure is fine */
+    m->base = base;
+    m->bytes = (size_t)bytes;
+    return ERR_OK;
+}
+
+void cpu_memory_release(struct cpu_memory *m) {
+    if (m->base != NULL) {
+        CHECK(munmap(m->base, m->bytes) == 0);
+    }
+    *m = (struct cpu_memory){0};
+}
+
+/* ---- open and close ----------------------------------------------------------------------- */
+
+static enum err shape_check(const struct kern_shape *s, struct err_text *why) {
+    if (s->layers == 0 || s->layers > LAYERS_MAX || s->hidden == 0 || s->hidden > COLUMNS_MAX ||
+        s->intermediate == 0 || s->intermediate > COLUMNS_MAX || s->vocab == 0 ||
+        s->vocab > VOCAB_MAX || s->positions == 0) {
+        return err_set(
+            why, ERR_BAD_MODEL,
+            "layers %u, hidden %u, intermediate %u, vocab %u, positions %u: zero or larger "
+            "than the CPU device takes",
+            s->layers, s->hidden, s->intermediate, s->vocab, s->positions);
+    }
+    if (s->head_dim == 0 || s->head_dim % CPU_HEAD_MULTIPLE != 0 ||
+        s->head_dim > KERN_HEAD_DIM_MAX) {
+        return err_set_field(why, ERR_BAD_MODEL, "head_dim",
+                             "head_dim %u is not a multiple of %d up to %d", s->head_dim,
+                             CPU_HEAD_MULTIPLE, KERN_HEAD_DIM_MAX);
+    }
+    if (s->kv_heads == 0 || s->heads == 0 || s->heads % s->kv_heads != 0 ||
+        s->heads > COLUMNS_MAX / s->head_dim) {
+        return err_set_field(why, ERR_BAD_MODEL, "num_attention_heads",
+                             "%u query heads cannot share %u key-value heads", s->heads,
+                             s->kv_heads);
+    }
+    return ERR_OK;
+}
+
+static enum err limits_check(const struct kern_shape *s, const struct kern_limits *l,
+                             struct err_text *why) {
+    CHECK(l->slots > 0 && l->slots <= TABLE_MAX);
+    CHECK(l->adapters <= TABLE_MAX);
+    CHECK(l->step_tokens > 0 && l->step_tokens <= TABLE_MAX);
+    CHECK(l->step_samples > 0 && l->step_samples <= l->step_tokens);
+    CHECK(l->slot_pages > 0 && l->adapter_pages <= TABLE_MAX);
+    CHECK(l->threads <= THREADS_MAX);
+    uint32_t t = l->page_tokens;
+    if (t == 0 || (t & (t - 1)) != 0 || t > PAGE_TOKENS_MAX) {
+        return err_set_field(why, ERR_BAD_CONFIG, "page_tokens",
+                             "%u tokens a page is not a power of two up to %d", t, PAGE_TOKENS_MAX);
+    }
+    uint64_t elems = kern_page_elems(s, t);
+    if (elems < KERN_TILE_ELEMENTS || elems % KERN_TILE_COLUMNS != 0) {
+        return err_set_field(why, ERR_BAD_CONFIG, "page_tokens",
+                             "%u tokens give pages of %llu elements: at least %d and a multiple of "
+                             "%d are needed",
+                             t, (unsigned long long)elems, KERN_TILE_ELEMENTS, KERN_TILE_COLUMNS);
+    }
+    return ERR_OK;
+}
+
+/* Lays out the tables; with a base of NULL it only counts. */
+static void state_carve(struct kern_device *d, struct cpu_carver *c) {
+    const struct kern_shape *s = &d->shape;
+    const struct kern_limits *l = &d->limits;
+    d->rope_freq = cpu_carve(c, s->head_dim / 2 * sizeof(float));
+    d->slots = cpu_carve(c, l->slots * sizeof d->slots[0]);
+    uint32_t *slot_pages = cpu_carve(c, (uint64_t)l->slots * l->slot_pages * sizeof(uint32_t));
+    d->adapters = cpu_carve(c, l->adapters * sizeof d->adapters[0]);
+    uint64_t modules = (uint64_t)s->layers * KERN_MODULES;
+    struct kern_lora *lora = cpu_carve(c, l->adapters * modules * sizeof lora[0]);
+    uint32_t *adapter_pages =
+        cpu_carve(c, (uint64_t)l->adapters * l->adapter_pages * sizeof(uint32_t));
+    if (c->base == NULL) {
+        return;
+    }
+    for (uint32_t i = 0; i < l->slots; i++) {
+        d->slots[i].pages = slot_pages + (uint64_t)i * l->slot_pages;
+    }
+    for (uint32_t i = 0; i < l->adapters; i++) {
+        d->adapters[i].lora = lora + i * modules;
+        d->adapters[i].pages = adapter_pages + (uint64_t)i * l->adapter_pages;
+    }
+}
+
+/* The same for a step's arrays and activations. */
+static void step_carve(struct kern_device *d, struct cpu_carver *c) {
+    const struct kern_shape *s = &d->shape;
+    const struct kern_limits *l = &d->limits;
+    uint64_t tokens = l->step_tokens;
+    uint64_t rows = cpu_rows(l->step_tokens), sample_rows = cpu_rows(l->step_samples);
+    d->tokens = cpu_carve(c, tokens * sizeof d->tokens[0]);
+    d->segments = cpu_carve(c, tokens * sizeof d->segments[0]);
+    d->samples = cpu_carve(c, l->step_samples * sizeof d->samples[0]);
+    for (uint32_t i = 0; i < CPU_UNREAD_MAX; i++) {
+        d->results[i].samples = cpu_carve(c, l->step_samples * sizeof(struct kern_sample));
+    }
+    d->cos = cpu_carve(c, tokens * (s->head_dim / 2) * sizeof(float));
+    d->sin = cpu_carve(c, tokens * (s->head_dim / 2) * sizeof(float));
+    d->x = cpu_carve(c, rows * d->hidden_row * sizeof(float));
+    d->normed = cpu_carve(c, rows * d->hidden_row * sizeof(float));
+    d->delta = cpu_carve(c, rows * d->hidden_row * sizeof(float));
+    d->q = cpu_carve(c, rows * d->q_row * sizeof(float));
+    d->k = cpu_carve(c, rows * d->kv_row * sizeof(float));
+    d->v = cpu_carve(c, rows * d->kv_row * sizeof(float));
+    d->attended = cpu_carve(c, rows * d->q_row * sizeof(float));
+    d->gate = cpu_carve(c, rows * d->middle_row * sizeof(float));
+    d->up = cpu_carve(c, rows * d->middle_row * sizeof(float));
+    d->head_in = cpu_carve(c, sample_rows * d->hidden_row * sizeof(float));
+    d->logits = cpu_carve(c, sample_rows * d->vocab_row * sizeof(float));
+    uint64_t group = s->heads / s->kv_heads;
+    d->scores = cpu_carve(c, l->threads * group * d->score_row * sizeof(float));
+    d->draws = cpu_carve(c, l->threads * (uint64_t)d->vocab_row * sizeof(float));
+    d->lora_v = cpu_carve(c, tokens * CPU_PROJECTIONS_MAX * KERN_RANK_MAX * sizeof(float));
+    d->pieces = cpu_carve(c, cpu_lora_pieces_max(l) * sizeof d->pieces[0]);
+}
+
+static enum err state_reserve(struct kern_device *d, struct err_text *why) {
+    struct cpu_carver counter = {0};
+    state_carve(d, &counter);
+    step_carve(d, &counter);
+    enum err e = cpu_memory_reserve(&d->state_memory, counter.bytes);
+    if (e != ERR_OK) {
+        return err_set(why, e, "no memory for %llu bytes of activations and tables: %s",
+                       (unsigned long long)counter.bytes, strerror(errno));
+    }
+    struct cpu_carver carver = {.base = d->state_memory.base};
+    state_carve(d, &carver);
+    step_carve(d, &carver);
+    CHECK(carver.bytes == d->state_memory.bytes);
+    return ERR_OK;
+}
+
+static void device_close(struct kern_device *d) {
+    if (d == NULL) {
+        return;
+    }
+    threads_close(d->threads);
+    cpu_weights_release(d);
+    cpu_memory_release(&d->pool_memory);
+    cpu_memory_release(&d->state_memory);
+    free(d);
+}
+
+static uint32_t cores(void) {
+    long count = sysconf(_SC_NPROCESSORS_ONLN);
+    if (count < 1) {
+        return 1;
+    }
+    return count > THREADS_MAX ? THREADS_MAX : (uint32_t)count;
+}
+
+/* What follows from shape and limits. */
+static void sizes_set(struct kern_device *d) {
+    const struct kern_shape *s = &d->shape;
+    if (d->limits.threads == 0) {
+        d->limits.threads = cores();
+    }
+    d->hidden_row = cpu_row(s->hidden);
+    d->q_row = cpu_row(s->heads * s->head_dim);
+    d->kv_row = cpu_row(s->kv_heads * s->head_dim);
+    d->middle_row = cpu_row(s->intermediate);
+    d->vocab_row = cpu_row(s->vocab);
+    d->page_elems = kern_page_elems(s, d->limits.page_tokens);
+    uint64_t positions = (uint64_t)d->limits.slot_pages * d->limits.page_tokens;
+    d->positions = positions < s->positions ? (uint32_t)positions : s->positions;
+    d->score_row = cpu_row(s->window != 0 && s->window < d->positions ? s->window : d->positions);
+}
+
+static enum err device_open(struct kern_device **out, const struct kern_shape *shape,
+                            const struct kern_limits *limits, struct err_text *why) {
+    CHECK(shape->rope_freq != NULL);
+    enum err e = shape_check(shape, why);
+    if (e == ERR_OK) {
+        e = limits_check(shape, limits, why);
+    }
+    if (e != ERR_OK) {
+        return e;
+    }
+    struct kern_device *d = calloc(1, sizeof *d);
+    if (d == NULL) {
+        return err_set(why, ERR_NO_MEMORY, "no memory for the device");
+    }
+    d->shape = *shape;
+    d->limits = *limits;
+    sizes_set(d);
+    e = state_reserve(d, why);
+    if (e != ERR_OK) {
+        goto out;
+    }
+    memcpy(d->rope_freq, shape->rope_freq, shape->head_dim / 2 * sizeof(float));
+    d->shape.rope_freq = d->rope_freq;
+    e = cpu_weights_reserve(d, why);
+    if (e != ERR_OK) {
+        goto out;
+    }
+    e = threads_open(&d->threads, d->limits.threads);
+    if (e != ERR_OK) {
+        (void)err_set(why, e, "cannot start %u threads", d->limits.threads);
+        goto out;
+    }
+    /* Panels are spread over our own threads, so that one loop holds GEMM and LoRA work alike. */
+    openblas_set_num_threads(1);
+    *out = d;
+    d = NULL;
+out:
+    device_close(d);
+    return e;
+}
+
+static uint32_t device_elem_bytes(const struct kern_device *d) {
+    (void)d;
+    return sizeof(float);
+}
+
+/* ---- the pool ----------------------------------------------------------------------------- */
+
+static uint64_t device_pool_room(struct kern_device *d) {
+    (void)d;
+    return UINT64_MAX; /* a process's memory is not the device's to give */
+}
+
+static enum err device_pool(struct kern_device *d, uint32_t page_count, struct err_text *why) {
+    CHECK(page_count > 0);
+    CHECK(d->planes == NULL);
+    enum err e = cpu_weights_ready(d, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    uint64_t page_bytes = d->page_elems * sizeof(float) * d->shape.layers;
+    if (page_count > UINT64_MAX / page_bytes) {
+        return err_set(why, ERR_NO_SPACE, "%u pages of %llu bytes: no such memory", page_count,
+                       (unsigned long long)page_bytes);
+    }
+    e = cpu_memory_reserve(&d->pool_memory, page_count * page_bytes);
+    if (e != ERR_OK) {
+        return err_set(why, e, "no memory for a pool of %u pages, %llu bytes: %s", page_count,
+                       (unsigned long long)(page_count * page_bytes), strerror(errno));
+    }
+    d->planes = d->pool_memory.base;
+    d->page_count = page_count;
+    return ERR_OK;
+}
+
+static enum err device_load(struct kern_device *d, const void *image, const uint32_t *pages,
+                            uint32_t page_count, uint64_t *event) {
+    CHECK(d->planes != NULL);
+    CHECK(page_count <= d->limits.adapter_pages);
+    const float *from = image;
+    for (uint32_t layer = 0; layer < d->shape.layers; layer++) {
+        for (uint32_t i = 0; i < page_count; i++) {
+            CHECK(pages[i] < d->page_count);
+            memcpy(cpu_page(d, layer, pages[i]), from, d->page_elems * sizeof(float));
+            from += d->page_elems;
+        }
+    }
+    *event = ++d->events;
+    return ERR_OK;
+}
+
+static bool device_event_done(struct kern_device *d, uint64_t event) {
+    CHECK(event >= 1 && event <= d->events);
+    return true; /* device_load() has copied before it returned */
+}
+
+static enum err device_logits(struct kern_device *d, uint32_t row, float *logits) {
+    CHECK(d->phase == CPU_IDLE);
+    CHECK(d->ended > 0 && row < d->sample_count);
+    memcpy(logits, d->logits + (uint64_t)row * d->vocab_row, d->shape.vocab * sizeof(float));
+    return ERR_OK;
+}
+
+const struct kern_ops *kern_cpu(void) {
+    static const struct kern_ops ops = {
+        .name = "cpu",
+        .open = device_open,
+        .close = device_close,
+        .elem_bytes = device_elem_bytes,
+        .weight = cpu_weight,
+        .pool_room = device_pool_room,
+        .pool = device_pool,
+        .load = device_load,
+        .event_done = device_event_done,
+        .step_begin = cpu_step_begin,
+        .embed = cpu_embed,
+        .qkv = cpu_qkv,
+        .attention = cpu_attention,
+        .attn_out = cpu_attn_out,
+        .gate_up = cpu_gate_up,
+        .down = cpu_down,
+        .head = cpu_head,
+        .sample = cpu_sample,
+        .step_end = cpu_step_end,
+        .step_read = cpu_step_read,
+        .logits = device_logits,
+    };
+    return &ops;
+}

@@ -1,0 +1,126 @@
+/* lora.c - y += scale · (x Aᵀ) Bᵀ for segments of rows, each with its own adapter.
+ *
+ * x [rows][in], v [rows][rank], y [rows][out] in f32; A and B are read tile by tile where they lie,
+ * in pages of the pool. The unit of work is a piece: up to 16 rows of a segment in one projection.
+ * Each tile is applied to all rows of the piece while it is in the first-level cache, so an adapter
+ * is read once a piece, not once a row. A row's sums run over column tiles (shrink) and rank blocks
+ * (expand) in ascending order whatever the piece.
+ *
+ * Tiles are padded with zeros and rows of x and y to multiples of 64, so no tile is cut: what lies
+ * beyond a matrix adds zero. */
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/lanes.h"
+
+_Static_assert(CPU_ROW_MULTIPLE % KERN_TILE_COLUMNS == 0, "rows hold whole tiles");
+_Static_assert(KERN_TILE_COLUMNS % LANES == 0 && KERN_RANK_MULTIPLE % LANES == 0, "no tails");
+
+uint64_t cpu_lora_pieces_max(const struct kern_limits *limits) {
+    /* each segment may end with a short piece; there are at most as many segments as tokens */
+    uint64_t tokens = limits->step_tokens;
+    return CPU_PROJECTIONS_MAX * (tokens / CPU_LORA_ROWS + tokens);
+}
+
+uint32_t cpu_lora_pieces(struct kern_device *d, uint32_t layer, uint32_t projections,
+                         const struct cpu_projection *p) {
+    uint32_t count = 0;
+    for (uint32_t s = 0; s < d->segment_count; s++) {
+        const struct kern_segment *segment = &d->segments[s];
+        const struct cpu_adapter *adapter = &d->adapters[segment->adapter];
+        for (uint32_t i = 0; i < projections; i++) {
+            const struct kern_lora *lora = &adapter->lora[layer * KERN_MODULES + p[i].module];
+            if (lora->rank == 0) {
+                continue;
+            }
+            for (uint32_t done = 0; done < segment->token_count; done += CPU_LORA_ROWS) {
+                uint32_t left = segment->token_count - done;
+                CHECK(count < cpu_lora_pieces_max(&d->limits));
+                d->pieces[count++] = (struct cpu_lora_piece){
+                    .lora = lora,
+                    .adapter = adapter,
+                    .projection = i,
+                    .token_begin = segment->token_begin + done,
+                    .token_count = left < CPU_LORA_ROWS ? left : CPU_LORA_ROWS};
+            }
+        }
+    }
+    return count;
+}
+
+/* Where a tile of a matrix lies: it never crosses a page. */
+static const float *tile_at(const struct kern_device *d, uint32_t layer,
+                            const struct cpu_adapter *adapter, uint64_t place) {
+    uint64_t page = place / d->page_elems;
+    DCHECK(page < adapter->page_count);
+    return cpu_page(d, layer, adapter->pages[page]) + place % d->page_elems;
+}
+
+static float *piece_v(const struct kern_device *d, const struct cpu_lora_piece *piece,
+                      uint32_t row) {
+    uint64_t token = piece->token_begin + row;
+    return d->lora_v + (token * CPU_PROJECTIONS_MAX + piece->projection) * KERN_RANK_MAX;
+}
+
+static uint32_t block_ranks(uint32_t rank, uint32_t begin) {
+    return rank - begin < KERN_BLOCK_RANKS ? rank - begin : KERN_BLOCK_RANKS;
+}
+
+/* v [ranks] += tile [ranks][64] · x [64] */
+LANES_CLONES static void tile_shrink(const float *tile, uint32_t ranks, const float *x, float *v) {
+    for (uint32_t r = 0; r < ranks; r++) {
+        v[r] += lanes_dot(tile + r * KERN_TILE_COLUMNS, x, KERN_TILE_COLUMNS);
+    }
+}
+
+/* y [64] += tile [64][ranks] · v [ranks] */
+LANES_CLONES static void tile_expand(const float *tile, uint32_t ranks, const float *v, float *y) {
+    for (uint32_t c = 0; c < KERN_TILE_COLUMNS; c++) {
+        y[c] += lanes_dot(tile + c * ranks, v, ranks);
+    }
+}
+
+void cpu_lora_shrink(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
+                     const struct cpu_projection *p) {
+    const struct kern_lora *lora = piece->lora;
+    uint32_t in = p->w->in;
+    for (uint32_t row = 0; row < piece->token_count; row++) {
+        memset(piece_v(d, piece, row), 0, lora->rank * sizeof(float));
+    }
+    for (uint32_t begin = 0; begin < lora->rank; begin += KERN_BLOCK_RANKS) {
+        uint32_t ranks = block_ranks(lora->rank, begin);
+        for (uint32_t column = 0; column < in; column += KERN_TILE_COLUMNS) {
+            uint64_t place = kern_tile_begin(d->page_elems, lora->a, lora->rank, in,
+                                             begin / KERN_BLOCK_RANKS, column / KERN_TILE_COLUMNS);
+            const float *tile = tile_at(d, layer, piece->adapter, place);
+            for (uint32_t row = 0; row < piece->token_count; row++) {
+                const float *x = p->x + (uint64_t)(piece->token_begin + row) * p->x_row + column;
+                tile_shrink(tile, ranks, x, piece_v(d, piece, row) + begin);
+            }
+        }
+    }
+    for (uint32_t row = 0; row < piece->token_count; row++) {
+        float *v = piece_v(d, piece, row);
+        for (uint32_t r = 0; r < lora->rank; r++) {
+            v[r] *= lora->scale;
+        }
+    }
+}
+
+void cpu_lora_expand(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
+                     const struct cpu_projection *p) {
+    const struct kern_lora *lora = piece->lora;
+    uint32_t out = p->w->out;
+    for (uint32_t begin = 0; begin < lora->rank; begin += KERN_BLOCK_RANKS) {
+        uint32_t ranks = block_ranks(lora->rank, begin);
+        for (uint32_t column = 0; column < out; column += KERN_TILE_COLUMNS) {
+            uint64_t place = kern_tile_begin(d->page_elems, lora->b, lora->rank, out,
+                                             begin / KERN_BLOCK_RANKS, column / KERN_TILE_COLUMNS);
+            const float *tile = tile_at(d, layer, piece->adapter, place);
+            for (uint32_t row = 0; row < piece->token_count; row++) {
+                float *y = p->y + (uint64_t)(piece->token_begin + row) * p->y_row + column;
+                tile_expand(tile, ranks, piece_v(d, piece, row) + begin, y);
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+/* sample.c - the token a row draws: the reference for every device.
+ *
+ * Probabilities are e^((logit − greatest) / temperature) in f32 (each within 2e-7, zero below
+ * e⁻⁸⁷), their sums in f64 in the order of ids. top_k and top_p find the least value that stays by
+ * a radix select, in four passes over the row and without a sort. The draw inverts the distribution
+ * function over ids in ascending order, at the first Philox word times 2⁻³². A NaN counts as −∞. */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/lanes.h"
+
+enum { RADIX_BITS = 8, RADIX_BINS = 1 << RADIX_BITS };
+
+/* An integer that orders as the float does, −0 right below +0. */
+static uint32_t order(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+/* Finds the greatest key (an order() of values) such that all entries from it up weigh `target` or
+ * more. `weights` NULL: one each. `above`: what lies strictly above the key weighs. */
+static uint32_t key_reaching(const float *values, const float *weights, uint32_t count,
+                             double target, double *above) {
+    uint32_t key = 0, mask = 0;
+    double sum = 0;
+    for (int shift = 32 - RADIX_BITS; shift >= 0; shift -= RADIX_BITS) {
+        double bins[RADIX_BINS] = {0};
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t k = order(values[i]);
+            if ((k & mask) == key) {
+                bins[k >> shift & (RADIX_BINS - 1)] += weights == NULL ? 1.0 : (double)weights[i];
+            }
+        }
+        uint32_t bin = RADIX_BINS - 1;
+        while (bin > 0 && sum + bins[bin] < target) {
+            sum += bins[bin--];
+        }
+        key |= bin << shift;
+        mask |= (uint32_t)(RADIX_BINS - 1) << shift;
+    }
+    *above = sum;
+    return key;
+}
+
+static void top_k_keep(float *logits, uint32_t vocab, uint32_t k) {
+    double above;
+    uint32_t key = key_reaching(logits, NULL, vocab, k, &above);
+    for (uint32_t i = 0; i < vocab; i++) {
+        if (order(logits[i]) < key) {
+            logits[i] = -INFINITY;
+        }
+    }
+}
+
+/* Of equal weights at the border the lowest ids stay. */
+static void top_p_keep(float *weights, uint32_t vocab, double target) {
+    double sum;
+    target = target > DBL_MIN ? target : DBL_MIN; /* at least one token stays */
+    uint32_t key = key_reaching(weights, weights, vocab, target, &sum);
+    for (uint32_t i = 0; i < vocab; i++) {
+        uint32_t k = order(weights[i]);
+        if (k == key && sum < target) {
+            sum += (double)weights[i];
+        } else if (k <= key) {
+            weights[i] = 0;
+        }
+    }
+}
+
+/* logits → weights, the greatest 1. */
+LANES_CLONES static void weights_of(float *logits, uint32_t vocab, float max, float temperature) {
+    for (uint32_t i = 0; i < vocab; i += LANES) {
+        float part[LANES] = {0};
+        uint32_t count = vocab - i < LANES ? vocab - i : LANES;
+        memcpy(part, logits + i, count * sizeof(float));
+        lanes x = (lanes_load(part) - lanes_all(max)) / lanes_all(temperature);
+        lanes_store(part, lanes_exp(x));
+        memcpy(logits + i, part, count * sizeof(float));
+    }
+}
+
+static double weights_sum(const float *weights, uint32_t vocab) {
+    double sum = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        sum += (double)weights[i];
+    }
+    return sum;
+}
+
+/* Also makes −∞ of NaN. */
+static uint32_t greatest(float *logits, uint32_t vocab) {
+    uint32_t best = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        logits[i] = isnan(logits[i]) ? -INFINITY : logits[i];
+        best = logits[i] > logits[best] ? i : best;
+    }
+    return best;
+}
+
+uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
+                         uint32_t position) {
+    CHECK(vocab > 0);
+    uint32_t best = greatest(logits, vocab);
+    float max = logits[best];
+    if (params->temperature <= 0 || isinf(max)) {
+        return best;
+    }
+    if (params->top_k != 0 && params->top_k < vocab) {
+        top_k_keep(logits, vocab, params->top_k);
+    }
+    float *weights = logits; /* from here on */
+    weights_of(weights, vocab, max, params->temperature);
+    if (params->top_p < 1) {
+        top_p_keep(weights, vocab, (double)params->top_p * weights_sum(weights, vocab));
+    }
+    uint32_t random[4];
+    kern_random(params->seed, position, 0, random);
+    double target = random[0] * 0x1p-32 * weights_sum(weights, vocab);
+    double sum = 0;
+    uint32_t token = best;
+    for (uint32_t i = 0; i < vocab; i++) {
+        if (weights[i] > 0) {
+            sum += (double)weights[i];
+            token = i;
+            if (sum > target) {
+                break;
+            }
+        }
+    }
+    return token;
+}
+
+/* ---- the block ---------------------------------------------------------------------------- */
+
+static bool is_stop(const struct kern_slot_set *params, uint32_t token) {
+    for (uint32_t i = 0; i < params->stop_count; i++) {
+        if (params->stop[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void sample_row(void *context, uint32_t row, uint32_t thread) {
+    struct kern_device *d = context;
+    const struct cpu_row_sample *sample = &d->samples[row];
+    struct cpu_slot *slot = &d->slots[sample->slot];
+    float *scratch = d->draws + (uint64_t)thread * d->vocab_row; /* logits() shows the row itself */
+    memcpy(scratch, d->logits + (uint64_t)row * d->vocab_row, d->shape.vocab * sizeof(float));
+    slot->last = kern_sample_cpu(scratch, d->shape.vocab, &slot->params, sample->position);
+    slot->sampled = true;
+    slot->done = slot->done || is_stop(&slot->params, slot->last);
+    d->results[(d->ended + 1) % CPU_UNREAD_MAX].samples[row] =
+        (struct kern_sample){.slot = sample->slot, .token = slot->last, .done = slot->done};
+}
+
+void cpu_sample(struct kern_device *d) {
+    CHECK(d->phase == CPU_IN_STEP);
+    threads_run(d->threads, sample_row, d, d->sample_count);
+    d->results[(d->ended + 1) % CPU_UNREAD_MAX].count = d->sample_count;
+}

@@ -1,0 +1,187 @@
+/* A step's metadata: checks, the deltas of the tables, and the tickets of its results. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+
+/* ---- deltas ------------------------------------------------------------------------------- */
+
+static void slot_open(struct kern_device *d, const struct kern_slot_set *set) {
+    CHECK(set->slot < d->limits.slots);
+    CHECK(set->stop_count <= KERN_STOP_TOKENS_MAX);
+    CHECK(isfinite(set->temperature) && set->temperature >= 0);
+    CHECK(isfinite(set->top_p));
+    struct cpu_slot *slot = &d->slots[set->slot];
+    uint32_t *pages = slot->pages;
+    for (uint32_t i = 0; i < d->limits.slot_pages; i++) {
+        pages[i] = CPU_NO_PAGE;
+    }
+    *slot = (struct cpu_slot){.params = *set, .pages = pages, .open = true};
+}
+
+static void slot_page_set(struct kern_device *d, const struct kern_slot_page *set) {
+    CHECK(set->slot < d->limits.slots);
+    CHECK(set->index < d->limits.slot_pages);
+    CHECK(set->page < d->page_count);
+    struct cpu_slot *slot = &d->slots[set->slot];
+    CHECK(slot->open);
+    slot->pages[set->index] = set->page;
+}
+
+/* The kernels read A and B where these say: they must lie inside the pages. */
+static void lora_check(const struct kern_device *d, const struct kern_lora *lora,
+                       enum kern_module module, uint32_t page_count) {
+    if (lora->rank == 0) {
+        return;
+    }
+    uint64_t elems = (uint64_t)page_count * d->page_elems;
+    CHECK(lora->rank <= KERN_RANK_MAX && lora->rank % KERN_RANK_MULTIPLE == 0);
+    CHECK(lora->a % KERN_TILE_COLUMNS == 0 && lora->b % KERN_TILE_COLUMNS == 0);
+    CHECK(lora->a <= elems && lora->b <= elems);
+    CHECK(kern_matrix_end(d->page_elems, lora->a, lora->rank, kern_module_in(&d->shape, module)) <=
+          elems);
+    CHECK(kern_matrix_end(d->page_elems, lora->b, lora->rank, kern_module_out(&d->shape, module)) <=
+          elems);
+}
+
+static void adapter_set(struct kern_device *d, const struct kern_adapter_set *set) {
+    CHECK(set->adapter < d->limits.adapters);
+    CHECK(set->page_count >= 1 && set->page_count <= d->limits.adapter_pages);
+    struct cpu_adapter *adapter = &d->adapters[set->adapter];
+    uint32_t modules = d->shape.layers * KERN_MODULES;
+    for (uint32_t i = 0; i < modules; i++) {
+        lora_check(d, &set->lora[i], i % KERN_MODULES, set->page_count);
+    }
+    for (uint32_t i = 0; i < set->page_count; i++) {
+        CHECK(set->pages[i] < d->page_count);
+    }
+    memcpy(adapter->lora, set->lora, modules * sizeof set->lora[0]);
+    memcpy(adapter->pages, set->pages, set->page_count * sizeof set->pages[0]);
+    adapter->page_count = set->page_count;
+}
+
+/* ---- the batch ---------------------------------------------------------------------------- */
+
+static void chunk_check(const struct kern_device *d, const struct kern_chunk *chunk) {
+    CHECK(chunk->slot < d->limits.slots);
+    CHECK(chunk->token_count >= 1);
+    CHECK(chunk->position < d->positions && chunk->token_count <= d->positions - chunk->position);
+    const struct cpu_slot *slot = &d->slots[chunk->slot];
+    CHECK(slot->open);
+    CHECK(slot->step != d->ended + 1);                          /* one chunk a slot and step */
+    uint32_t window = d->shape.window, first = chunk->position; /* the first position it reads */
+    first = window == 0 || first < window ? 0 : first + 1 - window;
+    uint32_t end = chunk->position + chunk->token_count, t = d->limits.page_tokens;
+    for (uint32_t page = first / t; page <= (end - 1) / t; page++) {
+        CHECK(slot->pages[page] != CPU_NO_PAGE);
+    }
+}
+
+static void chunk_take(struct kern_device *d, const struct kern_step *step,
+                       const struct kern_chunk *chunk) {
+    chunk_check(d, chunk);
+    struct cpu_slot *slot = &d->slots[chunk->slot];
+    slot->step = d->ended + 1;
+    for (uint32_t i = 0; i < chunk->token_count; i++) {
+        uint32_t id = step->tokens[chunk->token_begin + i];
+        if (id == KERN_TOKEN_LAST) {
+            CHECK(slot->sampled);
+            CHECK(chunk->token_count == 1);
+            id = slot->last;
+        }
+        CHECK(id < d->shape.vocab);
+        d->tokens[chunk->token_begin + i] =
+            (struct cpu_token){.id = id, .slot = chunk->slot, .position = chunk->position + i};
+    }
+    if (chunk->sample) {
+        CHECK(d->sample_count < d->limits.step_samples);
+        d->samples[d->sample_count++] =
+            (struct cpu_row_sample){.token = chunk->token_begin + chunk->token_count - 1,
+                                    .slot = chunk->slot,
+                                    .position = chunk->position + chunk->token_count};
+    }
+}
+
+static void segments_take(struct kern_device *d, const struct kern_step *step) {
+    CHECK(step->segment_count <= step->token_count);
+    uint32_t end = 0;
+    for (uint32_t i = 0; i < step->segment_count; i++) {
+        const struct kern_segment *s = &step->segments[i];
+        CHECK(s->adapter < d->limits.adapters);
+        CHECK(d->adapters[s->adapter].page_count != 0);
+        CHECK(s->token_count >= 1 && s->token_begin >= end);
+        CHECK(s->token_count <= step->token_count &&
+              s->token_begin <= step->token_count - s->token_count);
+        end = s->token_begin + s->token_count;
+        d->segments[i] = *s;
+    }
+    d->segment_count = step->segment_count;
+}
+
+/* Angles in f32, as transformers computes them. */
+static void rope_set(struct kern_device *d, uint32_t token) {
+    uint32_t half = d->shape.head_dim / 2;
+    float *c = d->cos + (uint64_t)token * half, *s = d->sin + (uint64_t)token * half;
+    float position = (float)d->tokens[token].position;
+    for (uint32_t i = 0; i < half; i++) {
+        float angle = position * d->rope_freq[i];
+        c[i] = cosf(angle) * d->shape.rope_scale;
+        s[i] = sinf(angle) * d->shape.rope_scale;
+    }
+}
+
+/* ---- begin, end, read --------------------------------------------------------------------- */
+
+enum err cpu_step_begin(struct kern_device *d, const struct kern_step *step) {
+    CHECK(d->phase == CPU_IDLE);
+    CHECK(d->planes != NULL); /* so the weights are complete too */
+    CHECK(d->ended - d->read < CPU_UNREAD_MAX);
+    CHECK(step->token_count <= d->limits.step_tokens);
+    for (uint32_t i = 0; i < step->slot_set_count; i++) {
+        slot_open(d, &step->slot_sets[i]);
+    }
+    for (uint32_t i = 0; i < step->slot_page_count; i++) {
+        slot_page_set(d, &step->slot_pages[i]);
+    }
+    for (uint32_t i = 0; i < step->adapter_set_count; i++) {
+        adapter_set(d, &step->adapter_sets[i]);
+    }
+    uint32_t tokens = 0;
+    d->sample_count = 0;
+    for (uint32_t i = 0; i < step->chunk_count; i++) {
+        const struct kern_chunk *chunk = &step->chunks[i];
+        CHECK(chunk->token_begin == tokens);
+        CHECK(chunk->token_count <= step->token_count - tokens);
+        chunk_take(d, step, chunk);
+        tokens += chunk->token_count;
+    }
+    CHECK(tokens == step->token_count);
+    d->token_count = tokens;
+    segments_take(d, step);
+    for (uint32_t i = 0; i < tokens; i++) {
+        rope_set(d, i);
+    }
+    d->results[(d->ended + 1) % CPU_UNREAD_MAX].count = 0; /* until sampled */
+    d->phase = CPU_IN_STEP;
+    return ERR_OK;
+}
+
+enum err cpu_step_end(struct kern_device *d, uint64_t *ticket) {
+    CHECK(d->phase == CPU_IN_STEP);
+    d->phase = CPU_IDLE;
+    *ticket = ++d->ended;
+    CHECK(d->results[*ticket % CPU_UNREAD_MAX].count == d->sample_count);
+    return ERR_OK;
+}
+
+enum err cpu_step_read(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
+                       uint32_t count) {
+    CHECK(ticket == d->read + 1 && ticket <= d->ended);
+    const struct cpu_result *result = &d->results[ticket % CPU_UNREAD_MAX];
+    CHECK(count == result->count);
+    if (count != 0) { /* `samples` may be NULL when nothing was sampled */
+        memcpy(samples, result->samples, count * sizeof samples[0]);
+    }
+    d->read = ticket;
+    return ERR_OK;
+}
