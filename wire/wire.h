@@ -18,6 +18,7 @@ enum {
     WIRE_JOB_BYTES_MAX = 8 << 20, /* of a record's value */
     WIRE_ID_BYTES_MAX = 128,      /* id, custom_id, batch_id, tenant, adapter */
     WIRE_DEPTH_MAX = 32,          /* of nested JSON or msgpack */
+    WIRE_VALUES_MAX = 1 << 20,    /* in one message: a parser spends 50 bytes on each */
     WIRE_MESSAGES_MAX = 4096,
     WIRE_STOPS_MAX = 16,
     WIRE_STOP_BYTES_MAX = 256,
@@ -87,8 +88,8 @@ struct wire_job {
 };
 
 struct wire_options {
-    bool strict;                /* reject unknown fields */
-    const char *model_name;     /* an adapter of this name is the base */
+    bool strict;            /* reject unknown fields */
+    const char *model_name; /* an adapter of this name is the base */
 };
 
 /* Decodes our own jobs and OpenAI batch lines (custom_id + body; body.model names the adapter).
@@ -97,8 +98,8 @@ struct wire_options {
  * top_p in (0, 1]; max_tokens ≥ 1; …). `adapter` is absent for the base, and is a valid id else.
  * On error `job` still holds what was understood of: encoding, id, custom_id, batch_id, generation,
  * adapter (only if valid), metadata; so that the final can name them. Deinit it either way.
- * Errors  ERR_TOO_LARGE, ERR_BAD_MESSAGE, ERR_BAD_VERSION, ERR_BAD_FIELD, ERR_UNSUPPORTED_FIELD; why
- *         names the field. ERR_NO_MEMORY. */
+ * Errors  ERR_TOO_LARGE, ERR_BAD_MESSAGE, ERR_BAD_VERSION, ERR_BAD_FIELD, ERR_UNSUPPORTED_FIELD;
+ * why names the field. ERR_NO_MEMORY. */
 NODISCARD enum err wire_job_decode(struct wire_job *job, const void *data, size_t bytes,
                                    const char *content_type, const struct wire_options *options,
                                    struct err_text *why);
@@ -192,5 +193,6 @@ uint32_t wire_dead_headers(struct wire_header headers[WIRE_DEAD_HEADERS], const 
 
 /* A ULID from Unix milliseconds and 10 random bytes, NUL-terminated; compared as text. */
 void wire_ulid(char out[WIRE_ULID_BYTES + 1], int64_t unix_ms, const uint8_t random[10]);
+int64_t wire_ulid_ms(const char *ulid); /* its Unix milliseconds; -1: not a ULID */
 
 #endif
