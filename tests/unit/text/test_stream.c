@@ -172,6 +172,41 @@ static void padded_rows_decode_to_nothing(void **state) {
     text_close(t);
 }
 
+/* As transformers: what tokenizer_config.json names is special even if tokenizer.json does not say
+ * so; but a token that the vocabulary lacks does not come to be. */
+static void configured_specials_are_skipped(void **state) {
+    (void)state;
+    static const char config[] =
+        "{\"eos_token\": \"bc\", \"additional_special_tokens\": [\"nowhere\", {\"content\": \"h "
+        "\"}],"
+        " \"added_tokens_decoder\": {\"1\": {\"content\": \"a\", \"special\": true},"
+        " \"9\": {\"content\": \"HH\", \"special\": false}}}";
+    struct text *plain = open_golden("decoders");
+    char dir[256];
+    scratch_make(dir, sizeof(dir));
+    scratch_link(dir, "decoders", "tokenizer.json");
+    scratch_write(dir, "tokenizer_config.json", config, strlen(config));
+    struct text *t = open_text(dir);
+    scratch_remove(dir);
+    assert_int_equal(text_vocab_count(t), text_vocab_count(plain));
+    struct text_stream *s = NULL;
+    assert_int_equal(text_stream_open(&s, t), ERR_OK);
+    static const struct {
+        const char *token;
+        const char *piece;
+    } steps[] = {{"a", ""}, {"bc", ""}, {"日", ""}, {"HH", "HH"}, {".", " ."}};
+    for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+        const char *piece = NULL;
+        size_t bytes = 0;
+        assert_int_equal(text_stream_push(s, id_of(t, steps[i].token), &piece, &bytes), ERR_OK);
+        assert_int_equal(bytes, strlen(steps[i].piece));
+        assert_memory_equal(piece, steps[i].piece, bytes);
+    }
+    text_stream_close(s);
+    text_close(t);
+    text_close(plain);
+}
+
 static void stream_outlives_its_text(void **state) {
     (void)state;
     struct text *t = open_golden("bytelevel");
@@ -194,6 +229,7 @@ int main(void) {
         cmocka_unit_test(every_decoder_streams_as_decoded),
         cmocka_unit_test(pieces_come_as_early_as_they_can),
         cmocka_unit_test(padded_rows_decode_to_nothing),
+        cmocka_unit_test(configured_specials_are_skipped),
         cmocka_unit_test(stream_outlives_its_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
