@@ -177,8 +177,8 @@ static void padded_rows_decode_to_nothing(void **state) {
 static void configured_specials_are_skipped(void **state) {
     (void)state;
     static const char config[] =
-        "{\"eos_token\": \"bc\", \"additional_special_tokens\": [\"nowhere\", {\"content\": \"h "
-        "\"}],"
+        "{\"eos_token\": \"bc\","
+        " \"additional_special_tokens\": [\"nowhere\", {\"content\": \"日\"}],"
         " \"added_tokens_decoder\": {\"1\": {\"content\": \"a\", \"special\": true},"
         " \"9\": {\"content\": \"HH\", \"special\": false}}}";
     struct text *plain = open_golden("decoders");
