@@ -2,6 +2,8 @@
  *
  * Files are untrusted: every size and offset is checked before use, and what would change the
  * output but is not supported is refused by the name of the field or tensor; never silently wrong.
+ * A base model's weight files are mapped from model_open() to model_weights(): who cuts one short
+ * in that time ends the process. Adapters' files are read.
  * Thread: a model is immutable after model_weights(); model_step() belongs to the loop thread, and
  * model_adapter_*() may run on any number of loader threads. */
 #ifndef LORRY_MODEL_MODEL_H
@@ -21,10 +23,11 @@ struct model;
 
 enum { MODEL_EOS_MAX = 16, MODEL_NAME_BYTES = 129 };
 
-struct model_facts { /* of config.json and generation_config.json */
+struct model_facts {             /* of config.json and generation_config.json */
     char name[MODEL_NAME_BYTES]; /* the folder's name */
     char architecture[64];       /* "LlamaForCausalLM", "Qwen2ForCausalLM" */
-    char hash[65];               /* SHA-256 in hex over config.json and the weight files' headers */
+    char hash[65]; /* SHA-256 in hex over config.json and, of the weight files, the headers
+                      and the first KiB of each tensor */
     struct kern_shape shape;
     uint32_t eos[MODEL_EOS_MAX]; /* the union of both files' eos_token_id */
     uint32_t eos_count;
@@ -56,7 +59,7 @@ NODISCARD enum err model_step(const struct model_facts *facts, const struct kern
 
 /* ---- adapters ----------------------------------------------------------------------------- */
 
-/* An adapter id: 1..128 of A-Za-z0-9._:@- and no leading dot. Anything else never reaches a path. */
+/* An adapter id: 1..128 of A-Za-z0-9._:@- and no leading dot. Nothing else reaches a path. */
 bool model_adapter_id_valid(const char *id, size_t bytes);
 
 /* The verdict on an adapter folder: what `lorry adapters check` prints. */
@@ -75,13 +78,14 @@ struct model_adapter_options {
     const char *root;        /* folder of PEFT folders; a folder's name is the adapter's id */
     uint32_t page_tokens;    /* T: gives page_elems */
     uint32_t elem_bytes;     /* of the device */
-    uint32_t page_count_max; /* an adapter that needs more pages is refused */
+    uint32_t page_count_max; /* an adapter that needs more pages is refused; bounds the file, too */
 };
 
 /* What stat(2) says of an adapter, cheap enough for every look: changes when the files change. */
 struct model_adapter_stamp {
-    uint64_t device, inode, bytes;
-    int64_t mtime_ns;
+    uint64_t device, inode; /* of the weights */
+    uint64_t bytes;         /* of both files */
+    int64_t mtime_ns;       /* the latest modification or change of either */
 };
 /* Errors  ERR_UNKNOWN_ADAPTER (no such folder, and the root is there), ERR_ADAPTER_UNREADABLE (the
  *         root or the folder cannot be read now). */
@@ -89,9 +93,11 @@ NODISCARD enum err model_adapter_stat(const char *root, const char *id,
                                       struct model_adapter_stamp *stamp, struct err_text *why);
 
 /* Reads, checks and converts an adapter into the host store. `*image` is held for the caller.
- * Errors  ERR_UNKNOWN_ADAPTER, ERR_ADAPTER_UNREADABLE, ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER: why
- *         names the file, field or tensor; ERR_NO_SPACE: the store is full of held images.
- * Cost    reads the files once; hashes them; one pass of conversion. */
+ * Errors  ERR_UNKNOWN_ADAPTER, ERR_ADAPTER_UNREADABLE, ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER:
+ *         why names the file, field or tensor; ERR_NO_SPACE: the store is full of held images, or
+ *         there is no memory for the files: worth retrying.
+ * Cost    reads the files once, whole, into memory that is given back; hashes them; one pass of
+ *         conversion, unless an image of the same bytes is in the store. */
 NODISCARD enum err model_adapter_load(const struct model_facts *model,
                                       const struct model_adapter_options *options, const char *id,
                                       struct pool_store *store, struct pool_image **image,
