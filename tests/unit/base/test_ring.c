@@ -77,9 +77,9 @@ struct stress {
 
 struct worker {
     struct stress *stress;
-    uint32_t first;    /* pusher: its numbers are first, first + STRESS_PUSHERS … */
     uint64_t sum;      /* popper */
     uint32_t disorder; /* popper: times a pusher's numbers fell */
+    uint32_t first;    /* pusher: its numbers are first, first + STRESS_PUSHERS … */
 };
 
 static void *push_all(void *context) {
