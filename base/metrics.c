@@ -183,6 +183,12 @@ void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint
     (void)atomic_fetch_add_explicit(&m->statuses[id][status], value, memory_order_relaxed);
 }
 
+uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t status) {
+    check_metric(id, TYPE_COUNTER, LABEL_STATUS);
+    CHECK(status < METRICS_STATUS_COUNT);
+    return atomic_load_explicit(&m->statuses[id][status], memory_order_relaxed);
+}
+
 uint64_t metrics_value(const struct metrics *m, enum metric id) {
     check_metric(id, TYPE_COUNTER, LABEL_NONE);
     return atomic_load_explicit(&m->counters[id], memory_order_relaxed);

@@ -57,6 +57,8 @@ static void statuses(void **state) {
     struct metrics *m = opened(0);
     metrics_add_status(m, METRIC_FINALS, 0, 3);
     metrics_add_status(m, METRIC_FINALS, 4, 1);
+    assert_int_equal(metrics_status_value(m, METRIC_FINALS, 0), 3);
+    assert_int_equal(metrics_status_value(m, METRIC_FINALS, 1), 0);
     assert_true(has_line(m, "lorry_finals_total{status=\"succeeded\"} 3"));
     assert_true(has_line(m, "lorry_finals_total{status=\"failed\"} 0"));
     assert_true(has_line(m, "lorry_finals_total{status=\"rejected\"} 0"));
