@@ -16,21 +16,21 @@ _Static_assert(CPU_HEAD_MULTIPLE % LANES == 0, "heads have no tails");
 
 /* What one item works on. */
 struct view {
-    const float *q; /* [group][head_dim] */
-    float *out;     /* [group][head_dim] */
-    float *scores;  /* [group][score_row], entry i is of position first + i */
-    uint32_t group; /* query heads */
-    uint32_t head_dim;
-    uint32_t score_row;
+    const float *q;      /* [group][head_dim] */
+    float *out;          /* [group][head_dim] */
+    float *scores;       /* [group][score_row], entry i is of position first + i */
+    uint32_t group;      /* query heads */
     uint32_t first, end; /* positions attended to */
-    uint32_t token_row;  /* floats from token to token inside a page */
+    size_t head_dim;
+    size_t score_row;
+    size_t token_row; /* floats from token to token inside a page */
 };
 
 /* Scores of `count` positions of one page, written from scores[·][at] on. */
 LANES_CLONES static void page_scores(const struct view *w, const float *keys, uint32_t at,
                                      uint32_t count) {
     for (uint32_t t = 0; t < count; t++) {
-        const float *key = keys + (uint64_t)t * w->token_row;
+        const float *key = keys + t * w->token_row;
         for (uint32_t g = 0; g < w->group; g++) {
             w->scores[g * w->score_row + at + t] =
                 lanes_dot(w->q + g * w->head_dim, key, w->head_dim);
@@ -43,11 +43,11 @@ LANES_CLONES static void page_values(const struct view *w, const float *values, 
                                      uint32_t count) {
     for (uint32_t g = 0; g < w->group; g++) {
         const float *weight = w->scores + g * w->score_row + at;
-        for (uint32_t i = 0; i < w->head_dim; i += LANES) {
+        for (size_t i = 0; i < w->head_dim; i += LANES) {
             float *to = w->out + g * w->head_dim + i;
             lanes sum = lanes_load(to);
             for (uint32_t t = 0; t < count; t++) {
-                sum += lanes_all(weight[t]) * lanes_load(values + (uint64_t)t * w->token_row + i);
+                sum += lanes_all(weight[t]) * lanes_load(values + t * w->token_row + i);
             }
             lanes_store(to, sum);
         }
@@ -93,7 +93,7 @@ static void pages_walk(const struct kern_device *d, uint32_t layer, const struct
         uint32_t begin = position % page_tokens, left = w->end - position;
         uint32_t count = page_tokens - begin < left ? page_tokens - begin : left;
         const float *page = cpu_page(d, layer, slot->pages[position / page_tokens]);
-        each(w, page + offset + (uint64_t)begin * w->token_row, position - w->first, count);
+        each(w, page + offset + begin * w->token_row, position - w->first, count);
         position += count;
     }
 }
@@ -110,7 +110,7 @@ static void attention_item(void *context, uint32_t item, uint32_t thread) {
     uint32_t token = item / s->kv_heads, kv_head = item % s->kv_heads;
     uint32_t position = d->tokens[token].position;
     uint32_t group = s->heads / s->kv_heads;
-    uint64_t head = (uint64_t)token * d->q_row + kv_head * group * s->head_dim;
+    uint64_t head = (uint64_t)token * d->q_row + (uint64_t)kv_head * group * s->head_dim;
     const struct view w = {
         .q = d->q + head,
         .out = d->attended + head,
@@ -120,19 +120,19 @@ static void attention_item(void *context, uint32_t item, uint32_t thread) {
         .score_row = d->score_row,
         .first = s->window == 0 || position < s->window ? 0 : position + 1 - s->window,
         .end = position + 1,
-        .token_row = s->kv_heads * s->head_dim,
+        .token_row = (size_t)s->kv_heads * s->head_dim,
     };
     DCHECK(w.end - w.first <= d->score_row);
     const struct cpu_slot *slot = &d->slots[d->tokens[token].slot];
     uint64_t keys = (uint64_t)kv_head * s->head_dim;
-    uint64_t values = keys + (uint64_t)d->limits.page_tokens * w.token_row;
+    uint64_t values = keys + d->limits.page_tokens * w.token_row;
 
     pages_walk(d, work->layer, slot, &w, keys, page_scores);
     float scale = 1.0f / sqrtf((float)s->head_dim);
     for (uint32_t g = 0; g < group; g++) {
         softmax(w.scores + g * w.score_row, w.end - w.first, scale);
     }
-    memset(w.out, 0, group * s->head_dim * sizeof(float));
+    memset(w.out, 0, group * w.head_dim * sizeof(float));
     pages_walk(d, work->layer, slot, &w, values, page_values);
 }
 

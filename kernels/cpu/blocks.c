@@ -97,10 +97,10 @@ static void qkv_token(void *context, uint32_t token, uint32_t thread) {
     const float *cosines = d->cos + (uint64_t)token * half,
                 *sines = d->sin + (uint64_t)token * half;
     for (uint32_t head = 0; head < s->heads; head++) {
-        rope_head(q + head * s->head_dim, cosines, sines, half);
+        rope_head(q + (size_t)head * s->head_dim, cosines, sines, half);
     }
     for (uint32_t head = 0; head < s->kv_heads; head++) {
-        rope_head(k + head * s->head_dim, cosines, sines, half);
+        rope_head(k + (size_t)head * s->head_dim, cosines, sines, half);
     }
     const struct cpu_token *t = &d->tokens[token];
     uint32_t page_tokens = d->limits.page_tokens, token_row = s->kv_heads * s->head_dim;

@@ -261,10 +261,11 @@ static enum err device_pool(struct kern_device *d, uint32_t page_count, struct e
         return err_set(why, ERR_NO_SPACE, "%u pages of %llu bytes: no such memory", page_count,
                        (unsigned long long)page_bytes);
     }
-    e = cpu_memory_reserve(&d->pool_memory, page_count * page_bytes);
+    uint64_t bytes = page_count * page_bytes;
+    e = cpu_memory_reserve(&d->pool_memory, bytes);
     if (e != ERR_OK) {
         return err_set(why, e, "no memory for a pool of %u pages, %llu bytes: %s", page_count,
-                       (unsigned long long)(page_count * page_bytes), strerror(errno));
+                       (unsigned long long)bytes, strerror(errno));
     }
     d->planes = d->pool_memory.base;
     d->page_count = page_count;

@@ -7,6 +7,7 @@
 #ifndef LORRY_KERNELS_CPU_LANES_H
 #define LORRY_KERNELS_CPU_LANES_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -50,9 +51,9 @@ LANES_INLINE float lanes_sum(lanes v) {
 }
 
 /* Σ a·b; `count` a multiple of 8. */
-LANES_INLINE float lanes_dot(const float *a, const float *b, uint32_t count) {
+LANES_INLINE float lanes_dot(const float *a, const float *b, size_t count) {
     lanes even = lanes_all(0), odd = lanes_all(0);
-    uint32_t i = 0;
+    size_t i = 0;
     for (; i + 2 * LANES <= count; i += 2 * LANES) {
         even += lanes_load(a + i) * lanes_load(b + i);
         odd += lanes_load(a + i + LANES) * lanes_load(b + i + LANES);

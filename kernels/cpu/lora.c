@@ -67,15 +67,15 @@ static uint32_t block_ranks(uint32_t rank, uint32_t begin) {
 }
 
 /* v [ranks] += tile [ranks][64] · x [64] */
-LANES_CLONES static void tile_shrink(const float *tile, uint32_t ranks, const float *x, float *v) {
-    for (uint32_t r = 0; r < ranks; r++) {
+LANES_CLONES static void tile_shrink(const float *tile, size_t ranks, const float *x, float *v) {
+    for (size_t r = 0; r < ranks; r++) {
         v[r] += lanes_dot(tile + r * KERN_TILE_COLUMNS, x, KERN_TILE_COLUMNS);
     }
 }
 
 /* y [64] += tile [64][ranks] · v [ranks] */
-LANES_CLONES static void tile_expand(const float *tile, uint32_t ranks, const float *v, float *y) {
-    for (uint32_t c = 0; c < KERN_TILE_COLUMNS; c++) {
+LANES_CLONES static void tile_expand(const float *tile, size_t ranks, const float *v, float *y) {
+    for (size_t c = 0; c < KERN_TILE_COLUMNS; c++) {
         y[c] += lanes_dot(tile + c * ranks, v, ranks);
     }
 }

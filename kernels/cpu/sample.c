@@ -13,9 +13,10 @@
 
 enum { RADIX_BITS = 8, RADIX_BINS = 1 << RADIX_BITS };
 
-/* An integer that orders as the float does, −0 right below +0. */
+/* An integer that orders as the float does. */
 static uint32_t order(float value) {
     uint32_t bits;
+    value += 0.0f; /* −0 becomes +0: they tie */
     memcpy(&bits, &value, sizeof bits);
     return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }

@@ -1,0 +1,178 @@
+/* The tile order against a walk that follows kernels.h's words tile by tile. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "kernels/kernels.h"
+#include "tests/unit/crash.h"
+#include "tests/unit/seed.h"
+
+static const uint64_t page_elems_table[] = {2048, 2560, 3072, 4096, 12288};
+static const uint32_t rank_table[] = {1, 4, 8, 9, 16, 24, 31, 32, 33, 40, 64, 120, 512};
+static const uint32_t column_table[] = {1, 63, 64, 65, 192, 576, 1000};
+
+#define COUNT(table) (sizeof(table) / sizeof(table)[0])
+
+/* The words of kernels.h: skip to the next page where a tile does not fit. */
+static uint64_t next_tile(uint64_t page_elems, uint64_t cursor, uint32_t tile_elems) {
+    uint64_t offset = cursor % page_elems;
+    return offset + tile_elems > page_elems ? cursor - offset + page_elems : cursor;
+}
+
+static void places_check(uint64_t page_elems, uint64_t begin, uint32_t rank, uint32_t columns) {
+    uint64_t cursor = begin;
+    for (uint32_t r = 0; r < rank; r += KERN_BLOCK_RANKS) {
+        uint32_t ranks = rank - r < KERN_BLOCK_RANKS ? rank - r : KERN_BLOCK_RANKS;
+        uint32_t tile_elems = ranks * KERN_TILE_COLUMNS;
+        for (uint32_t c = 0; c < columns; c += KERN_TILE_COLUMNS) {
+            cursor = next_tile(page_elems, cursor, tile_elems);
+            uint64_t place = kern_tile_begin(page_elems, begin, rank, columns, r / KERN_BLOCK_RANKS,
+                                             c / KERN_TILE_COLUMNS);
+            assert_int_equal(place, cursor);
+            assert_int_equal(place / page_elems, (place + tile_elems - 1) / page_elems);
+            assert_int_equal(place * sizeof(uint16_t) % 128, 0); /* aligned on every device */
+            cursor += tile_elems;
+        }
+    }
+    assert_int_equal(kern_matrix_end(page_elems, begin, rank, columns), cursor);
+}
+
+static void test_places(void **state) {
+    (void)state;
+    for (size_t p = 0; p < COUNT(page_elems_table); p++) {
+        uint64_t elems = page_elems_table[p];
+        const uint64_t begins[] = {0, 64, 512, elems - 64, elems - 512, elems, 3 * elems + 1984};
+        for (size_t r = 0; r < COUNT(rank_table); r++) {
+            for (size_t c = 0; c < COUNT(column_table); c++) {
+                for (size_t b = 0; b < COUNT(begins); b++) {
+                    places_check(elems, begins[b], kern_rank_padded(rank_table[r]),
+                                 column_table[c]);
+                }
+            }
+        }
+    }
+}
+
+static void test_places_at_random(void **state) {
+    (void)state;
+    uint64_t seed = seed_take(1);
+    print_message("seed %llu\n", (unsigned long long)seed);
+    for (int i = 0; i < 3000; i++) {
+        uint64_t elems = KERN_TILE_ELEMENTS + 64 * (uint64_t)seed_below(&seed, 200);
+        uint32_t rank = kern_rank_padded(1 + seed_below(&seed, KERN_RANK_MAX));
+        places_check(elems, 64 * (uint64_t)seed_below(&seed, 1000), rank,
+                     1 + seed_below(&seed, 3000));
+    }
+}
+
+/* ---- round trip --------------------------------------------------------------------------- */
+
+static float value_of(uint32_t matrix, uint32_t row, uint32_t column) {
+    return (float)(1 + matrix * 600000 + row * 1000 + column);
+}
+
+/* The element (r, c) as a kernel finds it. */
+static float image_at(const float *image, uint64_t page_elems, uint64_t begin, uint32_t rank,
+                      uint32_t columns, uint32_t r, uint32_t c, bool rank_inner) {
+    uint32_t block = r / KERN_BLOCK_RANKS, ranks = rank - block * KERN_BLOCK_RANKS;
+    ranks = ranks < KERN_BLOCK_RANKS ? ranks : KERN_BLOCK_RANKS;
+    uint32_t in_rank = r % KERN_BLOCK_RANKS, in_column = c % KERN_TILE_COLUMNS;
+    const float *tile =
+        image + kern_tile_begin(page_elems, begin, rank, columns, block, c / KERN_TILE_COLUMNS);
+    return rank_inner ? tile[in_column * ranks + in_rank]
+                      : tile[in_rank * KERN_TILE_COLUMNS + in_column];
+}
+
+static float *filled(uint32_t matrix, uint32_t rank, uint32_t columns, bool rank_inner) {
+    float *m = calloc((size_t)rank * columns, sizeof *m);
+    assert_non_null(m);
+    for (uint32_t r = 0; r < rank; r++) {
+        for (uint32_t c = 0; c < columns; c++) {
+            m[rank_inner ? (size_t)c * rank + r : (size_t)r * columns + c] = value_of(matrix, r, c);
+        }
+    }
+    return m;
+}
+
+static void round_trip(uint64_t page_elems, uint32_t rank_true, uint32_t in, uint32_t out) {
+    struct kern_lora lora = {.rank = kern_rank_padded(rank_true), .a = 64};
+    lora.b = kern_matrix_end(page_elems, lora.a, lora.rank, in);
+    uint64_t end = kern_matrix_end(page_elems, lora.b, lora.rank, out);
+    float *image = calloc(end, sizeof *image); /* exact: the sanitizer sees a write beyond */
+    assert_non_null(image);
+    float *a = filled(0, rank_true, in, false), *b = filled(1, rank_true, out, true);
+    kern_matrix_store_a(image, page_elems, &lora, a, rank_true, in);
+    kern_matrix_store_b(image, page_elems, &lora, b, rank_true, out);
+    uint64_t nonzero = 0;
+    for (uint64_t i = 0; i < end; i++) {
+        nonzero += image[i] != 0;
+    }
+    assert_int_equal(nonzero, (uint64_t)rank_true * (in + out)); /* padding and skips are zero */
+    for (uint32_t r = 0; r < rank_true; r++) {
+        for (uint32_t c = 0; c < in; c++) {
+            assert_true(image_at(image, page_elems, lora.a, lora.rank, in, r, c, false) ==
+                        value_of(0, r, c));
+        }
+        for (uint32_t c = 0; c < out; c++) {
+            assert_true(image_at(image, page_elems, lora.b, lora.rank, out, r, c, true) ==
+                        value_of(1, r, c));
+        }
+    }
+    free(a);
+    free(b);
+    free(image);
+}
+
+static void test_round_trip(void **state) {
+    (void)state;
+    for (size_t p = 0; p < COUNT(page_elems_table); p++) {
+        for (size_t r = 0; r < COUNT(rank_table); r++) {
+            round_trip(page_elems_table[p], rank_table[r], 576, 192);
+            round_trip(page_elems_table[p], rank_table[r], 100, 65);
+        }
+    }
+}
+
+/* ---- shapes ------------------------------------------------------------------------------- */
+
+static void test_modules(void **state) {
+    (void)state;
+    const struct kern_shape s = {
+        .hidden = 10, .heads = 6, .kv_heads = 2, .head_dim = 8, .intermediate = 30};
+    const uint32_t in[] = {10, 10, 10, 48, 10, 10, 30}, out[] = {48, 16, 16, 10, 30, 30, 10};
+    const char *const names[] = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                 "gate_proj", "up_proj", "down_proj"};
+    for (uint32_t m = 0; m < KERN_MODULES; m++) {
+        assert_int_equal(kern_module_in(&s, m), in[m]);
+        assert_int_equal(kern_module_out(&s, m), out[m]);
+        assert_string_equal(kern_module_name(m), names[m]);
+    }
+    assert_int_equal(kern_rank_padded(0), 0);
+    assert_int_equal(kern_rank_padded(1), 8);
+    assert_int_equal(kern_rank_padded(8), 8);
+    assert_int_equal(kern_rank_padded(511), 512);
+}
+
+static void unpadded_rank(void *context) {
+    (void)kern_matrix_end(2048, 0, *(uint32_t *)context, 64);
+}
+
+static void test_bad_ranks_crash(void **state) {
+    (void)state;
+    uint32_t ranks[] = {0, 12, 520};
+    for (size_t i = 0; i < COUNT(ranks); i++) {
+        assert_true(crashes(unpadded_rank, &ranks[i]));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_places),          cmocka_unit_test(test_places_at_random),
+        cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_modules),
+        cmocka_unit_test(test_bad_ranks_crash),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
