@@ -5,7 +5,8 @@
  *
  * Thread: `poll`, `commit`, `hold`, `release` and `idle` by the source thread alone; `produce` and
  * `reports` by the publish thread alone; open and close before and after both.
- * Back-pressure: records of held partitions are not returned; nothing is paused. */
+ * Back-pressure: records of held partitions are not returned (one that arrives all the same is kept
+ * until the release); nothing is paused. */
 #ifndef LORRY_WORKER_SOURCE_H
 #define LORRY_WORKER_SOURCE_H
 
@@ -15,7 +16,7 @@
 
 #include "base/err.h"
 
-struct source_at { /* coordinates of a record */
+struct source_at {  /* coordinates of a record */
     uint32_t topic; /* index into the source's list of jobs topics; see topic_name() */
     int32_t partition;
     int64_t offset;
@@ -40,6 +41,8 @@ enum source_event_kind {
     SOURCE_ASSIGNED, /* a partition is ours from offset `at.offset` on */
     SOURCE_REVOKED,  /* it goes: `commit` works until the next poll */
     SOURCE_LOST,     /* it is gone: committing is forbidden */
+    SOURCE_COMMITTED, /* a commit that was not waited for has ended: `at.offset` is its `next`,
+                         `error` how */
     SOURCE_END,      /* file: all records were returned */
     SOURCE_FATAL,    /* `error` says why: the process ends with its exit code */
 };
@@ -69,7 +72,7 @@ struct source_message {
 
 struct source_report {
     void *tag;
-    enum err error; /* ERR_OK: delivered; ERR_TOO_LARGE, ERR_BROKER …: the record's own error, final */
+    enum err error; /* ERR_OK: delivered; else the record's own error, final */
     struct err_text why;
 };
 
@@ -85,7 +88,8 @@ struct source_ops {
     /* Stops and starts reading one partition (back-pressure), or all with partition < 0. */
     void (*hold)(struct source *s, uint32_t topic, int32_t partition);
     void (*release)(struct source *s, uint32_t topic, int32_t partition);
-    /* Commits `next` (the first offset not done) with metadata; asynchronous unless `wait`. */
+    /* Commits `next` (the first offset not done) with metadata. With `wait` the broker's answer is
+     * the result; else an error means that it was not sent, and SOURCE_COMMITTED comes later. */
     enum err (*commit)(struct source *s, uint32_t topic, int32_t partition, int64_t next,
                        const char *metadata, bool wait, struct err_text *why);
     const char *(*topic_name)(const struct source *s, uint32_t topic);
@@ -104,6 +108,11 @@ struct source_ops {
 
 /* Names in both: topics of jobs and of outputs, from the configuration. */
 struct config;
+
+/* A new librdkafka configuration with kafka.brokers and kafka.properties applied, for whoever talks to
+ * the same cluster; the caller's until a client takes it over. NULL: why names the property. */
+struct rd_kafka_conf_s;
+struct rd_kafka_conf_s *source_kafka_conf(const struct config *config, struct err_text *why);
 
 /* Waits for the broker until kafka.start_timeout_s; checks the topics (missing, compacted jobs
  * topics, differing partition counts), the library's version, and joins the group.

@@ -1,0 +1,486 @@
+#include "worker/adapters.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+enum {
+    LOADERS_MAX = 64,
+    KNOWN_MAX = 1 << 12, /* verdicts on adapters read before; a power of two */
+    LOADER_WAIT_MS = 200,
+};
+
+#define NO_ENTRY UINT32_MAX
+
+struct entry {
+    char id[POOL_ID_BYTES];
+    struct model_adapter_stamp stamp;
+    uint32_t jobs;      /* that name it; with none and not resident, the entry is free again */
+    uint32_t hash_next; /* chain of the hash table, or of the free list */
+    bool used;          /* in the hash table */
+    bool delta;         /* resident, and the device has not heard of it */
+    uint32_t device;    /* index in the pool's table while LOADING or RESIDENT */
+    int64_t retry_us;   /* do not fetch before */
+    enum err verdict;   /* refused */
+    /* A loader's while FETCHING: */
+    struct pool_image *image; /* held while STORED; the pool's while LOADING or RESIDENT */
+    struct model_adapter_facts facts;
+    enum err result;
+    struct err_text why;
+};
+
+/* What an (id, stamp) was read as. Its image may still be in the store; a refusal stands for as
+ * long as the files stay as they are. */
+struct known {
+    char id[POOL_ID_BYTES];
+    char revision[POOL_REVISION_BYTES];
+    struct model_adapter_stamp stamp;
+    enum err verdict;
+    struct err_text why;
+};
+
+struct adapters {
+    struct adapters_options options;
+    uint32_t count; /* entries */
+    struct entry *entries;
+    struct sched_adapter *view;
+    uint32_t *hash; /* heads of chains */
+    uint32_t hash_mask;
+    uint32_t free;
+    uint32_t fetching, resident, loading;
+    uint32_t delta_at, delta_count; /* where adapters_delta() goes on, and how many there are */
+    struct known *known;            /* direct-mapped by hash */
+
+    struct ring requests, results; /* of struct entry */
+    struct bell bells[LOADERS_MAX];
+    pthread_t threads[LOADERS_MAX];
+    uint32_t thread_count;
+    _Atomic bool closing;
+};
+
+struct loader {
+    struct adapters *adapters;
+    uint32_t index;
+};
+
+static uint64_t entry_hash(const char *id, const struct model_adapter_stamp *stamp) {
+    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
+    for (const char *c = id; *c != '\0'; c++) {
+        h = (h ^ (unsigned char)*c) * 1099511628211ULL;
+    }
+    h = (h ^ stamp->inode) * 1099511628211ULL;
+    h = (h ^ (uint64_t)stamp->mtime_ns) * 1099511628211ULL;
+    return h ^ h >> 29;
+}
+
+static bool stamp_equal(const struct model_adapter_stamp *a, const struct model_adapter_stamp *b) {
+    return a->device == b->device && a->inode == b->inode && a->bytes == b->bytes &&
+           a->mtime_ns == b->mtime_ns;
+}
+
+/* ---- loaders ------------------------------------------------------------------------------ */
+
+static void *loader_main(void *argument) {
+    struct loader *l = argument;
+    struct adapters *a = l->adapters;
+    struct bell *bell = &a->bells[l->index];
+    free(l);
+    while (!atomic_load(&a->closing)) {
+        struct entry *e = ring_pop(&a->requests);
+        if (e == NULL) {
+            (void)bell_wait(bell, LOADER_WAIT_MS);
+            continue;
+        }
+        e->image = NULL;
+        e->result = model_adapter_load(a->options.model, &a->options.files, e->id, a->options.store,
+                                       &e->image, &e->facts, &e->why);
+        CHECK(ring_push(&a->results, e)); /* as many cells as entries */
+        bell_ring(a->options.loop);
+    }
+    return NULL;
+}
+
+static enum err loaders_start(struct adapters *a) {
+    for (uint32_t i = 0; i < a->options.loaders; i++) {
+        struct loader *l = malloc(sizeof *l);
+        if (l == NULL) {
+            return ERR_NO_MEMORY;
+        }
+        *l = (struct loader){.adapters = a, .index = i};
+        bell_init(&a->bells[i]);
+        if (pthread_create(&a->threads[i], NULL, loader_main, l) != 0) {
+            free(l);
+            return ERR_NO_MEMORY;
+        }
+        a->thread_count++;
+    }
+    return ERR_OK;
+}
+
+/* ---- open, close -------------------------------------------------------------------------- */
+
+enum err adapters_open(struct adapters **out, const struct adapters_options *options) {
+    CHECK(options->loaders >= 1);
+    CHECK(options->loaders <= LOADERS_MAX);
+    struct adapters *a = calloc(1, sizeof *a);
+    if (a == NULL) {
+        return ERR_NO_MEMORY;
+    }
+    enum err e = ERR_NO_MEMORY;
+    a->options = *options;
+    a->count = options->jobs_max + options->resident_max + ADAPTERS_FETCHES_MAX;
+    uint32_t heads = 16;
+    while (heads < a->count) {
+        heads *= 2;
+    }
+    a->hash_mask = heads - 1;
+    a->entries = calloc(a->count, sizeof *a->entries);
+    a->view = calloc(a->count, sizeof *a->view);
+    a->hash = malloc(heads * sizeof *a->hash);
+    a->known = calloc(KNOWN_MAX, sizeof *a->known);
+    if (a->entries == NULL || a->view == NULL || a->hash == NULL || a->known == NULL ||
+        ring_init(&a->requests, a->count) != ERR_OK || ring_init(&a->results, a->count) != ERR_OK) {
+        goto out;
+    }
+    memset(a->hash, 0xff, heads * sizeof *a->hash);
+    for (uint32_t i = 0; i < a->count; i++) {
+        a->entries[i].hash_next = i + 1 < a->count ? i + 1 : NO_ENTRY;
+    }
+    e = loaders_start(a);
+out:
+    if (e != ERR_OK) {
+        adapters_close(a);
+        a = NULL;
+    }
+    *out = a;
+    return e;
+}
+
+void adapters_close(struct adapters *a) {
+    if (a == NULL) {
+        return;
+    }
+    atomic_store(&a->closing, true);
+    for (uint32_t i = 0; i < a->thread_count; i++) {
+        bell_ring(&a->bells[i]);
+        (void)pthread_join(a->threads[i], NULL);
+    }
+    ring_deinit(&a->requests);
+    ring_deinit(&a->results);
+    free(a->known);
+    free(a->hash);
+    free(a->view);
+    free(a->entries);
+    free(a);
+}
+
+uint32_t adapters_max(const struct adapters *a) {
+    return a->count;
+}
+
+/* ---- entries ------------------------------------------------------------------------------ */
+
+static struct entry *entry_at(const struct adapters *a, uint32_t entry) {
+    CHECK(entry < a->count);
+    CHECK(a->entries[entry].used);
+    return &a->entries[entry];
+}
+
+static uint32_t *chain_of(struct adapters *a, const struct entry *e) {
+    return &a->hash[entry_hash(e->id, &e->stamp) & a->hash_mask];
+}
+
+/* Frees an entry that nobody names and that holds nothing; else leaves it. */
+static void entry_settle(struct adapters *a, uint32_t index) {
+    struct entry *e = entry_at(a, index);
+    struct sched_adapter *v = &a->view[index];
+    if (e->jobs > 0 || v->state == SCHED_FETCHING || v->state == SCHED_LOADING ||
+        v->state == SCHED_RESIDENT) {
+        return;
+    }
+    if (v->state == SCHED_STORED) { /* the store keeps it as long as it has room */
+        pool_store_drop(a->options.store, e->image);
+    }
+    uint32_t *link = chain_of(a, e);
+    while (*link != index) {
+        link = &a->entries[*link].hash_next;
+    }
+    *link = e->hash_next;
+    *e = (struct entry){.hash_next = a->free};
+    *v = (struct sched_adapter){.state = SCHED_AWAY};
+    a->free = index;
+}
+
+static struct known *known_place(struct adapters *a, const struct entry *e) {
+    return &a->known[entry_hash(e->id, &e->stamp) & (KNOWN_MAX - 1)];
+}
+
+/* What is known of these very files, or NULL. */
+static const struct known *known_find(struct adapters *a, const struct entry *e) {
+    const struct known *k = known_place(a, e);
+    return strcmp(k->id, e->id) == 0 && stamp_equal(&k->stamp, &e->stamp) ? k : NULL;
+}
+
+static void known_keep(struct adapters *a, const struct entry *e) {
+    static const struct model_adapter_stamp not_looked_at;
+    if (stamp_equal(&e->stamp, &not_looked_at)) {
+        return;
+    }
+    struct known *k = known_place(a, e);
+    *k = (struct known){.stamp = e->stamp, .verdict = e->verdict, .why = e->why};
+    memcpy(k->id, e->id, sizeof k->id);
+    if (e->verdict == ERR_OK) {
+        memcpy(k->revision, e->image->revision, sizeof k->revision);
+    }
+}
+
+uint32_t adapters_enter(struct adapters *a, const char *id,
+                        const struct model_adapter_stamp *stamp) {
+    uint32_t *head = &a->hash[entry_hash(id, stamp) & a->hash_mask];
+    for (uint32_t i = *head; i != NO_ENTRY; i = a->entries[i].hash_next) {
+        struct entry *e = &a->entries[i];
+        if (strcmp(e->id, id) == 0 && stamp_equal(&e->stamp, stamp)) {
+            e->jobs++;
+            return i;
+        }
+    }
+    CHECK(a->free != NO_ENTRY); /* jobs + residents + fetches is the sum of all holders */
+    uint32_t index = a->free;
+    struct entry *e = &a->entries[index];
+    a->free = e->hash_next;
+    *e = (struct entry){.used = true, .jobs = 1, .stamp = *stamp, .hash_next = *head};
+    (void)strncpy(e->id, id, sizeof e->id - 1);
+    *head = index;
+    a->view[index] = (struct sched_adapter){.state = SCHED_AWAY};
+    const struct known *known = known_find(a, e);
+    if (known != NULL && known->verdict != ERR_OK) {
+        e->verdict = known->verdict;
+        e->why = known->why;
+    }
+    return index;
+}
+
+void adapters_leave(struct adapters *a, uint32_t entry) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(e->jobs > 0);
+    e->jobs--;
+    entry_settle(a, entry);
+}
+
+const struct sched_adapter *adapters_view(const struct adapters *a) {
+    return a->view;
+}
+
+/* ---- root → store ------------------------------------------------------------------------- */
+
+static void entry_stored(struct adapters *a, uint32_t index, struct pool_image *image) {
+    struct entry *e = &a->entries[index];
+    e->image = image;
+    a->view[index].state = SCHED_STORED;
+    a->view[index].pages = image->page_count;
+}
+
+void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_AWAY);
+    CHECK(e->verdict == ERR_OK);
+    const struct known *known = known_find(a, e);
+    if (known != NULL) {
+        struct pool_image *image = pool_store_find(a->options.store, e->id, known->revision);
+        if (image != NULL) {
+            entry_stored(a, entry, image);
+            return;
+        }
+    }
+    if (now_us < e->retry_us || a->fetching == ADAPTERS_FETCHES_MAX) {
+        return; /* the plan asks again */
+    }
+    a->view[entry].state = SCHED_FETCHING;
+    a->fetching++;
+    metrics_add(a->options.metrics, METRIC_ADAPTER_FETCHES, 1);
+    CHECK(ring_push(&a->requests, e));
+    for (uint32_t i = 0; i < a->thread_count; i++) {
+        bell_ring(&a->bells[i]);
+    }
+}
+
+/* Lets go of images that wait for pages, so that the store has room for the one wanted now. */
+static void stored_release(struct adapters *a) {
+    for (uint32_t i = 0; i < a->count; i++) {
+        if (a->entries[i].used && a->view[i].state == SCHED_STORED) {
+            pool_store_drop(a->options.store, a->entries[i].image);
+            a->entries[i].image = NULL;
+            a->view[i].state = SCHED_AWAY;
+        }
+    }
+}
+
+static void entry_fetched(struct adapters *a, struct entry *e, int64_t now_us) {
+    uint32_t index = (uint32_t)(e - a->entries);
+    switch (err_disposition(e->result)) {
+    case ERR_DO_NOTHING:
+        known_keep(a, e);
+        entry_stored(a, index, e->image);
+        return;
+    case ERR_RETRY:
+        stored_release(a);
+        a->view[index].state = SCHED_AWAY;
+        e->retry_us = now_us + 1000; /* residents must end before there is room */
+        return;
+    case ERR_LATER: {
+        char quoted[ERR_TEXT_BYTES];
+        log_warn("adapters", "adapter cannot be read now adapter=%s why=%s", e->id,
+                 log_quote(quoted, sizeof quoted, e->why.message));
+        a->view[index].state = SCHED_AWAY;
+        e->retry_us = now_us + (int64_t)a->options.retry_ms * 1000;
+        return;
+    }
+    case ERR_REJECT:
+    case ERR_FAIL:
+    case ERR_FATAL:
+        break;
+    }
+    a->view[index].state = SCHED_AWAY;
+    e->verdict = e->result;
+    known_keep(a, e);
+    metrics_add(a->options.metrics, METRIC_ADAPTER_REFUSALS, 1);
+}
+
+bool adapters_take(struct adapters *a, struct adapters_news *news, int64_t now_us) {
+    struct entry *e = ring_pop(&a->results);
+    if (e == NULL) {
+        return false;
+    }
+    CHECK(a->fetching > 0);
+    a->fetching--;
+    e->jobs++; /* the caller's, so that the entry stays while the news is dealt with */
+    entry_fetched(a, e, now_us);
+    news->entry = (uint32_t)(e - a->entries);
+    news->error = e->verdict != ERR_OK ? e->verdict : e->result;
+    news->facts = e->facts;
+    news->why = e->why;
+    return true;
+}
+
+enum err adapters_verdict(const struct adapters *a, uint32_t entry, struct err_text *why) {
+    const struct entry *e = entry_at(a, entry);
+    if (e->verdict != ERR_OK) {
+        *why = e->why;
+    }
+    return e->verdict;
+}
+
+void adapters_forget(struct adapters *a, const char *id) {
+    for (uint32_t i = 0; i < a->count; i++) {
+        struct entry *e = &a->entries[i];
+        if (e->used && strcmp(e->id, id) == 0) {
+            e->verdict = ERR_OK;
+            e->retry_us = 0;
+        }
+    }
+    for (uint32_t i = 0; i < KNOWN_MAX; i++) {
+        if (a->known[i].verdict != ERR_OK && strcmp(a->known[i].id, id) == 0) {
+            a->known[i] = (struct known){0};
+        }
+    }
+}
+
+/* ---- store → pages ------------------------------------------------------------------------ */
+
+enum err adapters_load(struct adapters *a, uint32_t entry) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_STORED);
+    enum err err = pool_adapter_load(a->options.pool, a->options.store, e->image, &e->device);
+    if (err == ERR_OK) {
+        a->view[entry].state = SCHED_LOADING;
+        a->loading++;
+        metrics_add(a->options.metrics, METRIC_ADAPTER_LOADS, 1);
+    }
+    return err;
+}
+
+bool adapters_poll(struct adapters *a, int64_t now_us) {
+    (void)now_us;
+    bool changed = false;
+    for (uint32_t i = 0; a->loading > 0 && i < a->count; i++) {
+        if (a->view[i].state != SCHED_LOADING ||
+            pool_adapter_poll(a->options.pool, a->entries[i].device) != POOL_RESIDENT) {
+            continue;
+        }
+        a->view[i].state = SCHED_RESIDENT;
+        a->entries[i].delta = true;
+        a->delta_count++;
+        a->loading--;
+        a->resident++;
+        changed = true;
+    }
+    return changed;
+}
+
+void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_RESIDENT);
+    CHECK(a->view[entry].users == 0);
+    pool_adapter_evict(a->options.pool, a->options.store, e->device, ticket);
+    if (e->delta) {
+        e->delta = false;
+        a->delta_count--;
+    }
+    e->image = NULL;
+    a->view[entry].state = SCHED_AWAY;
+    a->resident--;
+    metrics_add(a->options.metrics, METRIC_ADAPTER_EVICTIONS, 1);
+    entry_settle(a, entry);
+}
+
+void adapters_use(struct adapters *a, uint32_t entry) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_RESIDENT);
+    a->view[entry].users++;
+    pool_adapter_use(a->options.pool, e->device);
+}
+
+void adapters_unuse(struct adapters *a, uint32_t entry) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].users > 0);
+    a->view[entry].users--;
+    pool_adapter_unuse(a->options.pool, e->device);
+}
+
+uint32_t adapters_device_index(const struct adapters *a, uint32_t entry) {
+    const struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_RESIDENT);
+    return e->device;
+}
+
+bool adapters_delta(struct adapters *a, struct kern_adapter_set *set) {
+    while (a->delta_count > 0) {
+        struct entry *e = &a->entries[a->delta_at];
+        a->delta_at = (a->delta_at + 1) % a->count;
+        if (e->used && e->delta) {
+            e->delta = false;
+            a->delta_count--;
+            *set = pool_adapter_set(a->options.pool, e->device);
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *adapters_id(const struct adapters *a, uint32_t entry) {
+    return entry_at(a, entry)->id;
+}
+
+const char *adapters_revision(const struct adapters *a, uint32_t entry) {
+    const struct entry *e = entry_at(a, entry);
+    CHECK(e->image != NULL);
+    return e->image->revision;
+}
+
+uint32_t adapters_slots_free(const struct adapters *a) {
+    return a->options.resident_max - a->resident - a->loading;
+}

@@ -1,0 +1,307 @@
+#include "worker/engine.h"
+
+#include <stdlib.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "worker/engine_internal.h"
+
+enum {
+    IDLE_WAIT_MS = 100,   /* at most; the bell ends it */
+    LOADING_WAIT_MS = 2,  /* while something is on its way and nothing can be computed */
+    STORE_CHUNK_BYTES = 64 << 20,
+};
+
+/* The cost model before it has learned: a small model on a CPU. Only ratios matter. */
+#define STEP_US_FIXED 5000.0
+#define STEP_US_ROW 1000.0
+#define LOAD_US_PAGE 20.0
+
+static void *room(size_t count, size_t bytes) {
+    return calloc(count > 0 ? count : 1, bytes);
+}
+
+static enum err step_memory(struct engine *e) {
+    const struct kern_limits *l = &e->options.limits;
+    for (uint32_t i = 0; i < ENGINE_STEPS; i++) {
+        e->steps[i].rows = room(l->step_samples, sizeof *e->steps[i].rows);
+        if (e->steps[i].rows == NULL) {
+            return ERR_NO_MEMORY;
+        }
+    }
+    e->held = room(e->jobs_max, sizeof(struct job *));
+    e->by_slot = room(l->slots, sizeof(struct job *));
+    e->slots_free = room(l->slots, sizeof *e->slots_free);
+    e->slot_pages = room((size_t)l->slots * l->slot_pages, sizeof *e->slot_pages);
+    e->tokens = room(l->step_tokens, sizeof *e->tokens);
+    e->chunks = room(l->slots, sizeof *e->chunks);
+    e->segments = room(l->slots, sizeof *e->segments);
+    e->slot_sets = room(l->slots, sizeof *e->slot_sets);
+    /* a chunk adds pages for its tokens: at most one page a token, and one that was begun */
+    e->slot_page_deltas = room((size_t)l->step_tokens + l->slots, sizeof *e->slot_page_deltas);
+    e->adapter_sets = room((size_t)l->adapters + 1, sizeof *e->adapter_sets);
+    e->samples = room(l->step_samples, sizeof *e->samples);
+    if (e->held == NULL || e->by_slot == NULL || e->slots_free == NULL || e->slot_pages == NULL ||
+        e->tokens == NULL || e->chunks == NULL || e->segments == NULL || e->slot_sets == NULL ||
+        e->slot_page_deltas == NULL || e->adapter_sets == NULL || e->samples == NULL) {
+        return ERR_NO_MEMORY;
+    }
+    for (uint32_t i = 0; i < l->slots; i++) {
+        e->slots_free[e->slots_free_count++] = l->slots - 1 - i;
+    }
+    return ring_init(&e->inbox, e->jobs_max);
+}
+
+static enum err open_pool(struct engine *e) {
+    const struct engine_options *o = &e->options;
+    struct pool_options pool = {.page_count = o->page_count,
+                                .adapters = o->limits.adapters,
+                                .adapter_pages = o->limits.adapter_pages,
+                                .ops = o->ops,
+                                .device = o->device};
+    enum err err = pool_open(&e->pool, &pool);
+    if (err != ERR_OK) {
+        return err;
+    }
+    return pool_store_open(&e->store,
+                           &(struct pool_store_options){.bytes = (uint64_t)o->config->store_bytes,
+                                                        .chunk_bytes = STORE_CHUNK_BYTES});
+}
+
+static enum err open_adapters(struct engine *e) {
+    const struct config *c = e->options.config;
+    const struct engine_options *o = &e->options;
+    return adapters_open(
+        &e->adapters,
+        &(struct adapters_options){.model = o->model,
+                                   .files = {.root = c->adapters_dir,
+                                             .page_tokens = o->limits.page_tokens,
+                                             .elem_bytes = o->ops->elem_bytes(o->device),
+                                             .page_count_max = o->limits.adapter_pages},
+                                   .pool = e->pool,
+                                   .store = e->store,
+                                   .jobs_max = e->jobs_max,
+                                   .resident_max = o->limits.adapters,
+                                   .loaders = (uint32_t)c->store_threads,
+                                   .retry_ms = (uint32_t)c->adapters_retry_ms,
+                                   .metrics = o->metrics,
+                                   .loop = &e->bell});
+}
+
+static enum err open_scheduler(struct engine *e) {
+    const struct config *c = e->options.config;
+    const struct kern_limits *l = &e->options.limits;
+    return sched_open(&e->sched, &(struct sched_options){
+                                     .jobs_max = e->jobs_max,
+                                     .adapters_max = adapters_max(e->adapters),
+                                     .rows_max = l->slots,
+                                     .step_tokens = l->step_tokens,
+                                     .chunk_tokens = (uint32_t)c->scheduler_chunk_tokens,
+                                     .page_tokens = l->page_tokens,
+                                     .pages = e->options.page_count,
+                                     .slot_pages = l->slot_pages,
+                                     .wait_steps = (uint32_t)c->scheduler_wait_steps,
+                                     .step_us_fixed = STEP_US_FIXED,
+                                     .step_us_row = STEP_US_ROW,
+                                     .load_us_page = LOAD_US_PAGE,
+                                 });
+}
+
+enum err engine_open(struct engine **out, const struct engine_options *options,
+                     struct err_text *why) {
+    struct engine *e = calloc(1, sizeof *e);
+    if (e == NULL) {
+        return err_set(why, ERR_NO_MEMORY, "no memory for the loop");
+    }
+    e->options = *options;
+    e->jobs_max = (uint32_t)options->config->backlog_jobs;
+    bell_init(&e->bell);
+    enum err err = step_memory(e);
+    if (err == ERR_OK) {
+        err = open_pool(e);
+    }
+    if (err == ERR_OK) {
+        err = open_adapters(e);
+    }
+    if (err == ERR_OK) {
+        err = open_scheduler(e);
+    }
+    if (err != ERR_OK) {
+        engine_close(e);
+        return err_set(why, err, "the loop's tables do not fit into memory");
+    }
+    *out = e;
+    return ERR_OK;
+}
+
+void engine_close(struct engine *e) {
+    if (e == NULL) {
+        return;
+    }
+    sched_close(e->sched);
+    adapters_close(e->adapters);
+    pool_store_close(e->store);
+    pool_close(e->pool);
+    ring_deinit(&e->inbox);
+    for (uint32_t i = 0; i < ENGINE_STEPS; i++) {
+        free(e->steps[i].rows);
+    }
+    free(e->held);
+    free(e->by_slot);
+    free(e->slots_free);
+    free(e->slot_pages);
+    free(e->tokens);
+    free(e->chunks);
+    free(e->segments);
+    free(e->slot_sets);
+    free(e->slot_page_deltas);
+    free(e->adapter_sets);
+    free(e->samples);
+    free(e);
+}
+
+void engine_registry(struct engine *e, struct registry *registry) {
+    e->options.registry = registry;
+}
+
+void engine_give(struct engine *e, struct job *job) {
+    CHECK(ring_push(&e->inbox, job)); /* a cell for every job there is */
+    bell_ring(&e->bell);
+}
+
+void engine_wake(struct engine *e) {
+    bell_ring(&e->bell);
+}
+
+void engine_drain(struct engine *e, uint32_t budget_ms) {
+    atomic_store(&e->drain_until_us, clock_mono_us() + (int64_t)budget_ms * 1000);
+    atomic_store(&e->draining, true);
+    bell_ring(&e->bell);
+}
+
+void engine_stop(struct engine *e) {
+    atomic_store(&e->stopping, true);
+    bell_ring(&e->bell);
+}
+
+struct engine_report engine_report(const struct engine *e) {
+    return e->report;
+}
+
+/* ---- the loop ----------------------------------------------------------------------------- */
+
+static void show(struct engine *e) {
+    struct metrics *m = e->options.metrics;
+    struct sched_counts s = sched_counts(e->sched);
+    struct pool_counts p = pool_counts(e->pool);
+    metrics_set(m, METRIC_JOBS_WAITING, s.waiting);
+    metrics_set(m, METRIC_JOBS_RUNNING, s.running);
+    metrics_set(m, METRIC_POOL_PAGES, p.pages);
+    metrics_set(m, METRIC_POOL_PAGES_FREE, p.free);
+    metrics_set(m, METRIC_POOL_PAGES_KV, p.kv);
+    metrics_set(m, METRIC_POOL_PAGES_ADAPTERS, p.adapters);
+    metrics_set(m, METRIC_ADAPTERS_RESIDENT, p.adapters_resident);
+    metrics_set(m, METRIC_STORE_BYTES, (double)pool_store_counts(e->store).bytes_used);
+    registry_heartbeat(e->options.registry,
+                       &(struct registry_heartbeat){.adapters_resident = p.adapters_resident,
+                                                    .running = s.running,
+                                                    .waiting = s.waiting});
+}
+
+static void inboxes(struct engine *e, int64_t now_us) {
+    engine_sweep_revoked(e);
+    engine_drain_inbox(e);
+    engine_take_adapters(e, now_us);
+    engine_take_updates(e);
+    engine_sweep_running(e);
+}
+
+/* Draining: what waits goes at once, what runs goes on until the time is up. true: all is gone. */
+static bool drained(struct engine *e, int64_t now_us) {
+    if (!atomic_load(&e->draining)) {
+        return false;
+    }
+    if (!e->drain_seen) {
+        e->drain_seen = true;
+        engine_drop_waiting(e);
+    }
+    if (now_us >= atomic_load(&e->drain_until_us)) {
+        engine_drop_all(e);
+    }
+    return e->held_count == 0;
+}
+
+static void plan(struct engine *e, struct sched_plan *plan) {
+    struct pool_counts p = pool_counts(e->pool);
+    struct sched_snapshot snapshot = {.now_ms = clock_wall_ms(),
+                                      .pages_free = p.free,
+                                      .pages_pending = p.pending,
+                                      .adapter_slots_free = adapters_slots_free(e->adapters),
+                                      .adapters = adapters_view(e->adapters)};
+    sched_plan(e->sched, &snapshot, plan);
+}
+
+/* Nothing to compute: sleeps until something comes or time itself changes the plan. */
+static void idle(struct engine *e, const struct sched_plan *plan) {
+    struct sched_counts s = sched_counts(e->sched);
+    uint32_t wait_ms = s.waiting > 0 ? LOADING_WAIT_MS : IDLE_WAIT_MS;
+    int64_t until_event = plan->next_event_ms - clock_wall_ms();
+    if (until_event < (int64_t)wait_ms) {
+        wait_ms = until_event > 0 ? (uint32_t)until_event : 1;
+    }
+    if (e->options.health != NULL) {
+        health_waiting(e->options.health, s.waiting > 0 ? "adapters" : "jobs");
+    }
+    show(e);
+    (void)bell_wait(&e->bell, wait_ms);
+}
+
+static enum err turn(struct engine *e) {
+    struct sched_plan p = {0};
+    bool launched = false;
+    plan(e, &p);
+    enum err err = engine_apply(e, &p, &launched);
+    if (err != ERR_OK) {
+        return err;
+    }
+    uint32_t ahead = launched ? 1 : 0; /* one step ahead of what was read */
+    while (e->step_count > ahead) {
+        err = engine_read(e);
+        if (err != ERR_OK) {
+            return err;
+        }
+    }
+    if (launched) {
+        if (e->options.health != NULL) {
+            health_turned(e->options.health);
+        }
+        if (e->ticket_launched % 16 == 0) {
+            show(e);
+        }
+    } else if (p.abort_count + p.preempt_count + p.evict_count + p.load_count == 0) {
+        idle(e, &p);
+    }
+    return ERR_OK;
+}
+
+enum err engine_run(struct engine *e, struct err_text *why) {
+    enum err err = ERR_OK;
+    while (err == ERR_OK && !atomic_load(&e->stopping)) {
+        int64_t now_us = clock_mono_us();
+        inboxes(e, now_us);
+        if (drained(e, now_us)) {
+            break;
+        }
+        err = turn(e);
+    }
+    while (err == ERR_OK && e->step_count > 0) {
+        err = engine_read(e);
+    }
+    if (err != ERR_OK) {
+        return err_set(why, err, "the device failed in step %llu: %s",
+                       (unsigned long long)e->ticket_launched + 1, err_text(err));
+    }
+    pool_check(e->pool);
+    return ERR_OK;
+}

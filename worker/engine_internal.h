@@ -1,0 +1,89 @@
+/* engine_internal.h - the loop's own state, shared by engine.c, engine_jobs.c and engine_step.c. */
+#ifndef LORRY_WORKER_ENGINE_INTERNAL_H
+#define LORRY_WORKER_ENGINE_INTERNAL_H
+
+#include "base/ring.h"
+#include "pool/pool.h"
+#include "scheduler/scheduler.h"
+#include "worker/adapters.h"
+#include "worker/engine.h"
+
+enum { ENGINE_STEPS = 2 }; /* launched and not read: one computes while one is read */
+
+/* Whom a sampling row of a launched step belongs to. */
+struct engine_row {
+    uint32_t job;
+    uint64_t serial;
+};
+
+struct engine_step {
+    uint64_t ticket;
+    uint32_t row_count;
+    struct engine_row *rows; /* [limits.step_samples] */
+    uint32_t tokens, adapter_pages;
+    int64_t launched_us;
+};
+
+struct engine {
+    struct engine_options options;
+    struct adapters *adapters;
+    struct pool *pool;
+    struct pool_store *store;
+    struct sched *sched;
+    uint32_t jobs_max;
+
+    struct ring inbox; /* of struct job, from admit and the registry */
+    struct bell bell;
+    _Atomic bool draining, stopping;
+    _Atomic int64_t drain_until_us;
+    bool drain_seen;
+    uint64_t revocations_seen;
+    struct engine_report report;
+
+    struct job **held; /* [jobs_max] by index: between engine_give and the end; else NULL */
+    uint32_t held_count;
+    struct job **by_slot; /* [limits.slots] */
+    uint32_t *slots_free; /* stack */
+    uint32_t slots_free_count;
+    uint32_t *slot_pages; /* [limits.slots][limits.slot_pages] */
+    uint64_t serial;
+
+    struct engine_step steps[ENGINE_STEPS]; /* ring of launched steps */
+    uint32_t step_head, step_count;
+    uint64_t ticket_launched; /* last */
+    int64_t idle_until_ms;
+
+    /* The step being built; all sized by the limits. */
+    uint32_t *tokens;
+    struct kern_chunk *chunks;
+    struct kern_segment *segments;
+    struct kern_slot_set *slot_sets;
+    struct kern_slot_page *slot_page_deltas;
+    struct kern_adapter_set *adapter_sets;
+    struct kern_sample *samples;
+};
+
+/* ---- engine_jobs.c: jobs come and go ---- */
+
+void engine_drain_inbox(struct engine *e);
+void engine_take_adapters(struct engine *e, int64_t now_us);
+void engine_take_updates(struct engine *e);
+void engine_sweep_revoked(struct engine *e);
+void engine_sweep_running(struct engine *e); /* stop strings and cancels */
+void engine_drop_waiting(struct engine *e);
+void engine_drop_all(struct engine *e);
+/* The one way out: gives back all that the job has, and hands it to publish. */
+void engine_end(struct engine *e, struct job *job, enum job_outcome outcome);
+/* Gives back the slot and the pages; the job waits again. */
+void engine_unseat(struct engine *e, struct job *job);
+
+/* ---- engine_step.c: plans become steps ---- */
+
+/* Carries out a plan; true: a step was launched. */
+NODISCARD enum err engine_apply(struct engine *e, const struct sched_plan *plan, bool *launched);
+/* Reads the oldest launched step. */
+NODISCARD enum err engine_read(struct engine *e);
+/* The ticket that pages released now must wait for; 0 = none in flight. */
+uint64_t engine_ticket(const struct engine *e);
+
+#endif

@@ -1,0 +1,265 @@
+/* engine_step.c - carries out plans: pages, slots, the batch, and what a step gave. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "worker/engine_internal.h"
+
+uint64_t engine_ticket(const struct engine *e) {
+    return e->step_count > 0 ? e->ticket_launched : 0;
+}
+
+/* ---- plan → pool, slots ------------------------------------------------------------------- */
+
+static void apply_aborts(struct engine *e, const struct sched_plan *plan) {
+    for (uint32_t i = 0; i < plan->abort_count; i++) {
+        struct job *job = e->held[plan->aborts[i].job];
+        CHECK(job != NULL);
+        switch (plan->aborts[i].reason) {
+        case SCHED_EXPIRED:
+            engine_end(e, job, JOB_EXPIRED);
+            break;
+        case SCHED_NO_ROOM: /* the whole pool is its context: what was made of it stands */
+            if (atomic_load_explicit(&job->output_count, memory_order_relaxed) > 0) {
+                engine_end(e, job, JOB_LENGTH);
+                break;
+            }
+            job->error = ERR_PROMPT_TOO_LONG;
+            (void)err_set_field(&job->why, job->error, "prompt",
+                                "the prompt and its adapter do not fit into the pool");
+            engine_end(e, job, JOB_FAILED);
+            break;
+        }
+    }
+}
+
+static void apply_adapters(struct engine *e, const struct sched_plan *plan) {
+    for (uint32_t i = 0; i < plan->evict_count; i++) {
+        adapters_evict(e->adapters, plan->evicts[i], engine_ticket(e));
+    }
+    for (uint32_t i = 0; i < plan->load_count; i++) {
+        enum err loaded = adapters_load(e->adapters, plan->loads[i]);
+        CHECK(loaded == ERR_OK || loaded == ERR_NO_SPACE); /* the plan asks again */
+    }
+    int64_t now_us = clock_mono_us();
+    for (uint32_t i = 0; i < plan->fetch_count; i++) {
+        adapters_fetch(e->adapters, plan->fetches[i], now_us);
+    }
+}
+
+/* Gives a job a slot; its parameters travel with the step. */
+static enum err seat(struct engine *e, struct job *job, struct kern_slot_set *set) {
+    CHECK(e->slots_free_count > 0);
+    if (job->output == NULL) {
+        job->output = malloc(job->output_max * sizeof *job->output);
+        if (job->output == NULL) {
+            return ERR_NO_MEMORY;
+        }
+    }
+    uint32_t slot = e->slots_free[--e->slots_free_count];
+    CHECK(e->by_slot[slot] == NULL);
+    e->by_slot[slot] = job;
+    job->device_slot = (int32_t)slot;
+    job->pages = e->slot_pages + (size_t)slot * e->options.limits.slot_pages;
+    job->page_count = 0;
+    if (job->entry != ADAPTERS_BASE) {
+        adapters_use(e->adapters, job->entry);
+    }
+    if (job->started_us == 0) {
+        job->started_us = clock_mono_us();
+        if (job->entry != ADAPTERS_BASE) {
+            memcpy(job->revision, adapters_revision(e->adapters, job->entry), sizeof job->revision);
+        }
+        metrics_observe(e->options.metrics, METRIC_QUEUE_SECONDS,
+                        (double)(job->started_us - job->received_us) / 1e6);
+        e->options.publish(e->options.context, job, 0);
+    }
+    *set = job->sampling;
+    set->slot = slot;
+    return ERR_OK;
+}
+
+/* ---- the batch ---------------------------------------------------------------------------- */
+
+/* The token at a position of the job's text, as far as the host knows it. */
+static uint32_t job_token(const struct job *job, uint32_t position) {
+    if (position < job->prompt_count) {
+        return job->prompt[position];
+    }
+    uint32_t index = position - job->prompt_count;
+    uint32_t known = atomic_load_explicit(&job->output_count, memory_order_relaxed);
+    CHECK(index <= known); /* only the last sampled token may be unread */
+    return index < known ? job->output[index] : KERN_TOKEN_LAST;
+}
+
+static void add_pages(struct engine *e, struct job *job, uint32_t count, struct kern_step *step) {
+    CHECK(job->page_count + count <= e->options.limits.slot_pages);
+    uint32_t *pages = job->pages + job->page_count;
+    enum err reserved = pool_reserve(e->pool, count, pages);
+    CHECK(reserved == ERR_OK); /* the plan counted them */
+    for (uint32_t i = 0; i < count; i++) {
+        e->slot_page_deltas[step->slot_page_count++] = (struct kern_slot_page){
+            .slot = (uint32_t)job->device_slot, .index = job->page_count + i, .page = pages[i]};
+    }
+    job->page_count += count;
+}
+
+static void add_segment(struct engine *e, const struct job *job, uint32_t tokens,
+                        struct kern_step *step) {
+    if (job->entry == ADAPTERS_BASE) {
+        return;
+    }
+    uint32_t adapter = adapters_device_index(e->adapters, job->entry);
+    struct kern_segment *last =
+        step->segment_count > 0 ? &e->segments[step->segment_count - 1] : NULL;
+    if (last != NULL && last->adapter == adapter &&
+        last->token_begin + last->token_count == step->token_count) {
+        last->token_count += tokens;
+        return;
+    }
+    e->segments[step->segment_count++] = (struct kern_segment){
+        .adapter = adapter, .token_begin = step->token_count, .token_count = tokens};
+}
+
+static enum err add_work(struct engine *e, const struct sched_work *w, struct kern_step *step,
+                         struct engine_step *record) {
+    struct job *job = e->held[w->job];
+    CHECK(job != NULL);
+    if (w->starts) {
+        enum err seated = seat(e, job, &e->slot_sets[step->slot_set_count]);
+        if (seated != ERR_OK) {
+            return seated;
+        }
+        step->slot_set_count++;
+    }
+    CHECK(job->device_slot != JOB_NONE);
+    add_pages(e, job, w->pages, step);
+    add_segment(e, job, w->tokens, step);
+    e->chunks[step->chunk_count++] = (struct kern_chunk){.slot = (uint32_t)job->device_slot,
+                                                         .token_begin = step->token_count,
+                                                         .token_count = w->tokens,
+                                                         .position = w->position,
+                                                         .sample = w->sample};
+    for (uint32_t i = 0; i < w->tokens; i++) {
+        e->tokens[step->token_count++] = job_token(job, w->position + i);
+    }
+    if (w->position < job->prompt_count) {
+        metrics_add(e->options.metrics, METRIC_TOKENS_PROMPT, w->tokens);
+    }
+    if (w->sample) {
+        record->rows[record->row_count++] =
+            (struct engine_row){.job = job->index, .serial = job->serial};
+    }
+    return ERR_OK;
+}
+
+/* Pages of the distinct adapters that a step reads: what the cost model learns from. */
+static uint32_t step_adapter_pages(const struct engine *e, const struct sched_plan *plan) {
+    uint32_t pages = 0;
+    uint32_t last = SCHED_BASE;
+    const struct sched_adapter *view = adapters_view(e->adapters);
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        if (plan->work[i].adapter != last && plan->work[i].adapter != SCHED_BASE) {
+            pages += view[plan->work[i].adapter].pages;
+        }
+        last = plan->work[i].adapter;
+    }
+    return pages;
+}
+
+static enum err launch(struct engine *e, const struct sched_plan *plan) {
+    CHECK(e->step_count < ENGINE_STEPS);
+    struct engine_step *record = &e->steps[(e->step_head + e->step_count) % ENGINE_STEPS];
+    record->row_count = 0;
+    struct kern_step step = {.tokens = e->tokens,
+                             .chunks = e->chunks,
+                             .segments = e->segments,
+                             .slot_sets = e->slot_sets,
+                             .slot_pages = e->slot_page_deltas,
+                             .adapter_sets = e->adapter_sets};
+    while (adapters_delta(e->adapters, &e->adapter_sets[step.adapter_set_count])) {
+        step.adapter_set_count++;
+    }
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        enum err added = add_work(e, &plan->work[i], &step, record);
+        if (added != ERR_OK) {
+            return added;
+        }
+    }
+    record->tokens = step.token_count;
+    record->adapter_pages = step_adapter_pages(e, plan);
+    record->launched_us = clock_mono_us();
+    enum err ran = model_step(e->options.model, e->options.ops, e->options.device, &step,
+                              &record->ticket);
+    if (ran != ERR_OK) {
+        return ran;
+    }
+    e->ticket_launched = record->ticket;
+    e->step_count++;
+    metrics_add(e->options.metrics, METRIC_STEPS, 1);
+    return ERR_OK;
+}
+
+enum err engine_apply(struct engine *e, const struct sched_plan *plan, bool *launched) {
+    *launched = false;
+    apply_aborts(e, plan);
+    for (uint32_t i = 0; i < plan->preempt_count; i++) {
+        engine_unseat(e, e->held[plan->preempts[i]]);
+        metrics_add(e->options.metrics, METRIC_PREEMPTIONS, 1);
+    }
+    apply_adapters(e, plan);
+    if (plan->work_count == 0) {
+        return ERR_OK;
+    }
+    enum err ran = launch(e, plan);
+    *launched = ran == ERR_OK;
+    return ran;
+}
+
+/* ---- what a step gave --------------------------------------------------------------------- */
+
+static void take_token(struct engine *e, struct job *job, const struct kern_sample *sample) {
+    uint32_t count = atomic_load_explicit(&job->output_count, memory_order_relaxed);
+    CHECK(count < job->output_max);
+    job->output[count] = sample->token;
+    if (count == 0) {
+        job->first_token_us = clock_mono_us();
+        metrics_observe(e->options.metrics, METRIC_FIRST_TOKEN_SECONDS,
+                        (double)(job->first_token_us - job->received_us) / 1e6);
+    }
+    atomic_store_explicit(&job->output_count, count + 1, memory_order_release);
+    if (sample->done) {
+        engine_end(e, job, JOB_STOPPED);
+    } else if (count + 1 == job->output_max) {
+        engine_end(e, job, JOB_LENGTH);
+    } else {
+        e->options.publish(e->options.context, job, 0);
+    }
+}
+
+enum err engine_read(struct engine *e) {
+    CHECK(e->step_count > 0);
+    struct engine_step *record = &e->steps[e->step_head];
+    enum err read = e->options.ops->step_read(e->options.device, record->ticket, e->samples,
+                                              record->row_count);
+    if (read != ERR_OK) {
+        return read;
+    }
+    e->step_head = (e->step_head + 1) % ENGINE_STEPS;
+    e->step_count--;
+    pool_steps_ended(e->pool, record->ticket);
+    double us = (double)(clock_mono_us() - record->launched_us);
+    sched_learn(e->sched, record->tokens, record->adapter_pages, us);
+    metrics_observe(e->options.metrics, METRIC_STEP_SECONDS, us / 1e6);
+    for (uint32_t i = 0; i < record->row_count; i++) {
+        struct job *job = e->held[record->rows[i].job];
+        if (job == NULL || job->serial != record->rows[i].serial) {
+            metrics_add(e->options.metrics, METRIC_TOKENS_SURPLUS, 1);
+            continue;
+        }
+        take_token(e, job, &e->samples[i]);
+    }
+    return ERR_OK;
+}

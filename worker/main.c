@@ -1,0 +1,117 @@
+/* main.c - lorryd: the worker as a program. */
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "worker/worker.h"
+
+static const char usage[] =
+    "lorryd - batch inference worker: jobs from Kafka, answers of a model with many LoRA adapters\n"
+    "\n"
+    "  lorryd --model DIR [--adapters DIR] [--kafka.brokers HOST:PORT] [options]\n"
+    "\n"
+    "Takes jobs from the jobs topics as a member of the consumer group, runs them in continuous\n"
+    "batches, and sends token streams and finals back to Kafka. SIGTERM or SIGINT: finish what runs\n"
+    "(at most worker.drain_s), give the rest back, exit 0; a second one: exit at once.\n"
+    "Exit codes: 0 done, 2 usage or configuration, 3 model or adapters, 4 device, 5 broker,\n"
+    "6 fenced. Options, from flags, environment (LORRY_SECTION_NAME), and lorry.yaml:\n\n";
+
+extern char **environ;
+
+/* Waits for signals, so that no handler runs on a thread that does something else. */
+static void *signals_main(void *argument) {
+    struct worker *w = argument;
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    for (int count = 0;; count++) {
+        int number = 0;
+        if (sigwait(&set, &number) != 0) {
+            continue;
+        }
+        if (count > 0) {
+            log_warn("worker", "second signal: exit without waiting signal=%d", number);
+            _exit(EXIT_JOBS);
+        }
+        log_info("worker", "draining signal=%d", number);
+        worker_drain(w);
+    }
+    return NULL;
+}
+
+static int fail(enum err e, const struct err_text *why) {
+    (void)fprintf(stderr, "lorryd: %s%s%s\n", why->field, why->field[0] != '\0' ? ": " : "",
+                  why->message[0] != '\0' ? why->message : err_text(e));
+    return (int)err_exit_code(e);
+}
+
+static enum err serve(struct config *config, struct err_text *why) {
+    enum log_level level = LOG_INFO;
+    (void)log_level_parse(config->log_level, &level);
+    log_configure(level, config->log_debug);
+    struct worker *w = NULL;
+    enum err e = worker_open(
+        &w, &(struct worker_options){.config = config, .http = true, .registry = true}, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, signals_main, w) != 0) {
+        worker_close(w);
+        return err_set(why, ERR_NO_MEMORY, "no thread for signals");
+    }
+    struct source *source = NULL;
+    const struct source_ops *ops = NULL;
+    e = source_open_kafka(&source, &ops, config, why);
+    if (e == ERR_OK) {
+        e = worker_run(w, source, ops, why);
+    }
+    if (e == ERR_OK) {
+        struct worker_report r = worker_report(w);
+        log_info("worker",
+                 "drained received=%llu finished_while_draining=%u given_back=%u all_delivered=%s",
+                 (unsigned long long)r.received, r.drain_finished, r.drain_dropped,
+                 r.all_delivered ? "true" : "false");
+    }
+    (void)pthread_cancel(thread);
+    (void)pthread_join(thread, NULL);
+    worker_close(w);
+    return e;
+}
+
+int main(int argc, char **argv) {
+    struct err_text why = {0};
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            (void)fputs(usage, stdout);
+            config_help(stdout);
+            return EXIT_DONE;
+        }
+        if (strcmp(argv[i], "--version") == 0) {
+            (void)puts("lorryd " LORRY_VERSION);
+            return EXIT_DONE;
+        }
+    }
+    sigset_t set; /* blocked in every thread; one waits for them */
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    (void)signal(SIGPIPE, SIG_IGN);
+    struct config *config = NULL;
+    int rest = 0;
+    struct config_input input = {.argc = argc - 1, .argv = argv + 1, .environ = environ};
+    enum err e = config_open(&config, &input, NULL, &rest, &why);
+    if (e == ERR_OK && rest > 0) {
+        e = err_set(&why, ERR_BAD_CONFIG, "unexpected argument %s", argv[1]);
+    }
+    if (e == ERR_OK) {
+        e = serve(config, &why);
+    }
+    config_close(config);
+    return e == ERR_OK ? EXIT_DONE : fail(e, &why);
+}

@@ -1,0 +1,65 @@
+/* worker.h - the whole worker in one process: `lorryd`, and `lorry run` without a queue.
+ *
+ *   struct worker *w;
+ *   worker_open(&w, config, …);            model, tokenizer, device: slow, prints progress
+ *   source_open_kafka(&source, &ops, …);
+ *   worker_run(w, source, ops, …);         until the source ends or worker_drain()
+ *   worker_close(w);
+ *
+ * A failure that the process cannot outlive (device, broker) ends it from inside worker_run() with the
+ * error's exit code and without committing: the queue redelivers. */
+#ifndef LORRY_WORKER_WORKER_H
+#define LORRY_WORKER_WORKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/metrics.h"
+#include "config/config.h"
+#include "model/model.h"
+#include "worker/source.h"
+
+struct worker;
+
+struct worker_options {
+    const struct config *config;
+    bool http;     /* serve metrics and health */
+    bool registry; /* use Redis, if redis.url names one */
+};
+
+/* Errors  ERR_BAD_CONFIG, ERR_BAD_MODEL, ERR_DEVICE, ERR_NO_MEMORY: why says what. */
+NODISCARD enum err worker_open(struct worker **out, const struct worker_options *options,
+                               struct err_text *why);
+void worker_close(struct worker *w); /* NULL is fine */
+
+/* Takes over the source. Thread: the caller's becomes the loop. */
+NODISCARD enum err worker_run(struct worker *w, struct source *source,
+                              const struct source_ops *ops, struct err_text *why);
+
+/* Thread: any. Ends worker_run() within worker.drain_s: intake stops, running jobs finish, what waits
+ * goes back to the queue. */
+void worker_drain(struct worker *w);
+
+enum { WORKER_STATUSES = 5 }; /* as enum wire_status */
+
+struct worker_report {
+    uint64_t finals[WORKER_STATUSES]; /* delivered to the source, by status */
+    uint64_t received;
+    uint32_t drain_finished, drain_dropped;
+    bool all_delivered; /* of the jobs that had ended */
+};
+/* Thread: any while it runs, exact afterwards. */
+struct worker_report worker_report(const struct worker *w);
+struct metrics *worker_metrics(struct worker *w);
+const struct model_facts *worker_model(const struct worker *w);
+
+/* What would be opened, without loading weights: `lorry check`. */
+struct worker_plan {
+    uint32_t page_tokens, page_count, slot_pages;
+    uint64_t page_bytes, pool_bytes, weight_bytes;
+};
+NODISCARD enum err worker_plan(const struct config *config, const struct model_facts *model,
+                               struct worker_plan *plan, struct err_text *why);
+
+#endif
