@@ -255,6 +255,9 @@ static void idle(struct engine *e, const struct sched_plan *plan) {
     }
     show(e);
     (void)bell_wait(&e->bell, wait_ms);
+    if (e->options.health != NULL) {
+        health_turned(e->options.health); /* the wait is over: what comes now must move on */
+    }
 }
 
 static enum err turn(struct engine *e) {

@@ -351,7 +351,7 @@ static void take_message(struct registry *r, const char *text) {
 }
 
 static void take_events(struct registry *r, bool readable) {
-    char text[JOB_ID_BYTES + 16];
+    char text[JOB_ID_BYTES]; /* ids are shorter by far: a longer message is not ours */
     bool failed = readable && redisBufferRead(r->events) != REDIS_OK;
     while (!failed && r->events != NULL && redis_message(r->events, text, sizeof text, &failed)) {
         take_message(r, text);

@@ -1,0 +1,50 @@
+# The door to everything. `make help` lists it.
+MAKEFLAGS += --no-print-directory
+JOBS ?= $(shell nproc)
+PYTHON = $$(tools/setup --path python)
+
+.PHONY: help setup build demo test test-gpu sim fuzz lint fmt docs clean
+
+help:
+	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
+	@echo "make build   lorryd and lorry, optimised, in build/release"
+	@echo "make demo    a Kafka, a Redis, a worker, 200 jobs over a base and four adapters"
+	@echo "make test    every test: unit (also under sanitizers), corpus, simulation, integration"
+	@echo "make sim SEED=n   replay one simulation"
+	@echo "make lint    format, layers, clang-tidy, scripts;  make fmt formats"
+	@echo "make docs    generated pages;  make fuzz  the fuzzers, for FUZZ_SECONDS each"
+
+setup:
+	@tools/setup all
+
+build/%/build.ninja: CMakePresets.json
+	@cmake --preset $* >/dev/null
+
+build: setup build/release/build.ninja
+	@cmake --build build/release -j $(JOBS)
+
+demo: build
+	@$(PYTHON) tools/demo/demo.py
+
+test: setup
+	@tools/test
+
+sim: build/dev/build.ninja
+	@cmake --build build/dev -j $(JOBS) --target sim_scheduler
+	@build/dev/tests/sim/sim_scheduler --seed $(or $(SEED),1)
+
+fuzz: setup
+	@tools/fuzz $(or $(FUZZ_SECONDS),60)
+
+lint:
+	@tools/setup --quiet packages
+	@tools/lint
+
+fmt:
+	@tools/lint --fix format
+
+docs: build/dev/build.ninja
+	@cmake --build build/dev --target docs
+
+clean:
+	@rm -rf build
