@@ -54,11 +54,14 @@ struct sched_job {
 };
 
 /* Lets a job into the waiting room. `*bound_steps`: it will have started, or have been aborted,
- * before this many more plans that could be carried out (invariant 5).
- * Errors  ERR_NO_SPACE: more jobs than jobs_max. ERR_PROMPT_TOO_LONG: it could never fit into the
- *         pool beside its adapter. */
+ * before this many more plans with work (invariant 5), not counting those during which its adapter
+ * was AWAY, FETCHING or LOADING. Conservative: sched_bound() in scheduler.c says how it comes
+ * about. Errors  ERR_NO_SPACE: an index of jobs_max or more. ERR_PROMPT_TOO_LONG: the prompt and
+ * one token do not fit into a slot's page list, or into the pool alone. An output, or an adapter,
+ * that outgrows the pool later ends the job by SCHED_NO_ROOM. */
 NODISCARD enum err sched_enter(struct sched *s, const struct sched_job *job, uint64_t *bound_steps);
-/* The job is gone, whatever it was doing (finished, cancelled, dropped). CHECKs that it is known. */
+/* The job is gone, whatever it was doing (finished, cancelled, dropped). CHECKs that it is known.
+ */
 void sched_leave(struct sched *s, uint32_t job);
 void sched_deadline(struct sched *s, uint32_t job, int64_t deadline_ms);
 
@@ -79,10 +82,10 @@ struct sched_adapter {
 };
 
 struct sched_snapshot {
-    int64_t now_ms;       /* Unix time */
-    uint32_t pages_free;  /* can be reserved at once */
-    uint32_t pages_pending; /* will be free when steps in flight end */
-    uint32_t adapter_slots_free; /* of the device's adapter table */
+    int64_t now_ms;                       /* Unix time */
+    uint32_t pages_free;                  /* can be reserved at once */
+    uint32_t pages_pending;               /* will be free when steps in flight end */
+    uint32_t adapter_slots_free;          /* of the device's adapter table */
     const struct sched_adapter *adapters; /* [adapters_max] */
 };
 
@@ -98,7 +101,11 @@ struct sched_work { /* one sequence's part of the step; sorted so that an adapte
     bool sample;
 };
 
-enum sched_reason { SCHED_EXPIRED /* its deadline has passed */ };
+enum sched_reason {
+    SCHED_EXPIRED, /* its deadline has passed */
+    SCHED_NO_ROOM, /* with its adapter it outgrew the pool, or its own output the slot's page list
+                    */
+};
 
 struct sched_abort {
     uint32_t job;
@@ -107,7 +114,7 @@ struct sched_abort {
 };
 
 /* Carried out in this order: abort, preempt, evict, load, fetch, work. Arrays belong to the
- * scheduler and are valid until its next call. */
+ * scheduler and are valid until the next sched_plan(). */
 struct sched_plan {
     const struct sched_abort *aborts; /* the caller still calls sched_leave() for each */
     uint32_t abort_count;
@@ -122,8 +129,8 @@ struct sched_plan {
     uint32_t fetch_count;
     const struct sched_work *work;
     uint32_t work_count;
-    uint32_t tokens;        /* of all work */
-    int64_t next_event_ms;  /* with no work: nothing changes by time alone before this; INT64_MAX */
+    uint32_t tokens;       /* of all work */
+    int64_t next_event_ms; /* with no work: nothing changes by time alone before this; INT64_MAX */
 };
 
 void sched_plan(struct sched *s, const struct sched_snapshot *snapshot, struct sched_plan *plan);

@@ -1,0 +1,331 @@
+/* choose.c - whom to let in, adapter by adapter, and which adapters to bring nearer.
+ *
+ * One pass over the adapters with waiting jobs sorts them by where they are. Aged ones (their
+ * oldest job has waited for wait_steps) come first, strictly by age: the first that finds no room
+ * closes the door for all others, so that room comes to it. The rest goes by priority, then by the
+ * least predicted time per row. */
+#include "base/check.h"
+#include "scheduler/sched_internal.h"
+
+enum admitted { ADMITTED, ABORTED, NO_ROWS, NO_TOKENS, NO_PAGES };
+
+/* ---- admission ---------------------------------------------------------------------------- */
+
+static void start(struct sched *s, struct sched_turn *t, uint32_t job, uint32_t tokens) {
+    struct sched_seq *j = &s->jobs[job];
+    bool sample = tokens == j->known;
+    sched_run(s, job);
+    sched_emit(s, t,
+               &(struct sched_work){
+                   .job = job,
+                   .adapter = sched_is_base(s, j->queue) ? SCHED_BASE : j->queue,
+                   .position = 0,
+                   .tokens = tokens,
+                   .pages = sched_pages(s, tokens),
+                   .starts = true,
+                   .sample = sample,
+               });
+    t->pages_promised += sched_pages(s, j->known) - sched_pages(s, tokens) + 1;
+    j->computed = tokens;
+    if (sample) {
+        j->known++;
+        j->sampled++;
+    }
+    sched_mark_read(s, t, j->queue);
+}
+
+/* Starts a waiting job if rows, tokens and pages allow. With others running, its whole prompt and
+ * some output must find room beside what those were promised; alone it starts with what there is.
+ */
+static enum admitted admit(struct sched *s, struct sched_turn *t, uint32_t job,
+                           enum sched_force force) {
+    const struct sched_seq *j = &s->jobs[job];
+    if (sched_pages(s, j->known) > sched_pages_max(s, t, j->queue)) {
+        sched_abort_job(s, job, SCHED_NO_ROOM);
+        return ABORTED;
+    }
+    if (s->running_count == s->options.rows_max) {
+        return NO_ROWS;
+    }
+    uint32_t tokens = sched_min(sched_min(j->known, s->options.chunk_tokens), t->tokens_left);
+    if (tokens == 0) {
+        return NO_TOKENS;
+    }
+    struct sched_claim claim = {.queue = j->queue, .force = force, .order = j->order};
+    if (s->running_count == 0) {
+        if (t->pages_free == 0) {
+            claim.force = SCHED_TAKE_ANY;
+            (void)sched_make_pages(s, t, 1, &claim);
+            return NO_PAGES;
+        }
+        uint64_t fit = (uint64_t)t->pages_free * s->options.page_tokens;
+        start(s, t, job, fit < tokens ? (uint32_t)fit : tokens);
+        return ADMITTED;
+    }
+    uint64_t output = sched_min(sched_pages(s, j->output_tokens - j->sampled), SCHED_OUTPUT_PAGES);
+    uint64_t wanted = sched_pages(s, j->known) + output + 1 + (uint64_t)t->pages_promised;
+    if (wanted > t->pages_free) {
+        uint64_t missing = wanted - t->pages_free;
+        (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
+        return NO_PAGES;
+    }
+    start(s, t, job, tokens);
+    return ADMITTED;
+}
+
+/* What an admission that failed closes. Without rows or tokens adapters may still be brought in. */
+static void close_door(struct sched_turn *t, enum admitted result) {
+    t->admit_closed = true;
+    if (result == NO_PAGES) {
+        t->load_closed = true;
+    }
+}
+
+/* ---- loads -------------------------------------------------------------------------------- */
+
+/* Asks for an adapter's pages, or makes room for them. false: there is none yet. */
+static bool load(struct sched *s, struct sched_turn *t, uint32_t queue, enum sched_force force) {
+    const struct sched_queue *q = &s->queues[queue];
+    uint32_t pages = t->snapshot->adapters[queue].pages;
+    if (sched_pages(s, s->jobs[q->best].known) > sched_pages_max(s, t, queue)) {
+        sched_abort_job(s, q->best, SCHED_NO_ROOM);
+        return true;
+    }
+    struct sched_claim claim = {.queue = queue, .force = force, .order = s->jobs[q->oldest].order};
+    uint32_t evicted = s->evicts.count;
+    uint64_t wanted = pages + (s->running_count > 0 ? (uint64_t)t->pages_promised : 0);
+    bool room = wanted <= t->pages_free;
+    if (!room) {
+        uint64_t missing = wanted - t->pages_free;
+        (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
+    }
+    if (t->adapter_slots == 0) {
+        if (s->evicts.count == evicted) {
+            (void)sched_evict_one(s, t, &claim);
+        }
+        return false;
+    }
+    if (!room) {
+        return false;
+    }
+    t->pages_free -= pages;
+    t->adapter_slots--;
+    t->load_ahead++;
+    s->loads.items[s->loads.count++] = queue;
+    sched_resident_note(s, queue);
+    return true;
+}
+
+/* ---- where the adapters are --------------------------------------------------------------- */
+
+/* A fetch that was asked for and did not come about is asked for ever more rarely; after two in a
+ * row an idle resident goes, as its image may be what fills the host store. */
+static void watch_fetch(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    struct sched_queue *q = &s->queues[queue];
+    enum sched_adapter_state state = sched_state(s, t, queue);
+    if (!q->fetch_asked || state == SCHED_FETCHING) {
+        return;
+    }
+    q->fetch_asked = false;
+    if (state != SCHED_AWAY) {
+        q->fetch_misses = 0;
+        return;
+    }
+    q->fetch_again = s->plans + (1ULL << sched_min(q->fetch_misses, SCHED_BACKOFF_MAX));
+    q->fetch_misses++;
+    if (q->fetch_misses >= 2 && s->evicts.count == 0) {
+        struct sched_claim claim = {.queue = queue, .force = SCHED_SPARE_WANTED};
+        (void)sched_evict_one(s, t, &claim);
+    }
+}
+
+static void rank_ready(struct sched *s, const struct sched_turn *t, uint32_t queue) {
+    const struct sched_queue *q = &s->queues[queue];
+    bool read = q->step_mark == s->plans || sched_is_base(s, queue);
+    uint32_t rows = s->work_count + sched_min(q->waiting, s->options.rows_max - s->running_count);
+    uint32_t pages = t->adapter_pages + (read ? 0 : sched_adapter_pages(s, t, queue));
+    sched_rank_put(&s->ready, &(struct sched_rank){
+                                  .first = s->jobs[q->best].priority,
+                                  .second = read ? 0 : 1,
+                                  .third = rows > 0 ? sched_step_us(s, rows, pages) / rows : 0,
+                                  .order = s->jobs[q->oldest].order,
+                                  .queue = queue,
+                              });
+}
+
+static void rank_away(struct sched *s, uint32_t queue, struct sched_ranking *ranking) {
+    const struct sched_queue *q = &s->queues[queue];
+    bool aged = sched_aged(s, q->oldest);
+    sched_rank_put(ranking, &(struct sched_rank){
+                                .first = q->fetch_misses,
+                                .second = aged ? INT64_MIN : s->jobs[q->best].priority,
+                                .third = aged ? 0 : -(double)q->waiting,
+                                .order = s->jobs[q->oldest].order,
+                                .queue = queue,
+                            });
+}
+
+static void place(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    const struct sched_queue *q = &s->queues[queue];
+    watch_fetch(s, t, queue);
+    enum sched_adapter_state state = sched_state(s, t, queue);
+    bool here = state == SCHED_RESIDENT || state == SCHED_STORED;
+    if (here && sched_aged(s, q->oldest)) {
+        s->aged.items[s->aged.count++] = queue;
+    }
+    switch (state) {
+    case SCHED_AWAY:
+        if (s->plans >= q->fetch_again) {
+            rank_away(s, queue, &s->away);
+        }
+        break;
+    case SCHED_FETCHING:
+        t->fetch_ahead++;
+        break;
+    case SCHED_STORED:
+        t->fetch_ahead++;
+        rank_away(s, queue, &s->stored);
+        break;
+    case SCHED_LOADING:
+        t->load_ahead++;
+        sched_resident_note(s, queue);
+        break;
+    case SCHED_RESIDENT:
+        t->load_ahead += !sched_is_base(s, queue) && q->running == 0;
+        sched_resident_note(s, queue);
+        if (sched_readable(s, t, queue)) {
+            rank_ready(s, t, queue);
+        }
+        break;
+    }
+}
+
+/* ---- the aged ----------------------------------------------------------------------------- */
+
+static bool older(const struct sched *s, uint32_t a, uint32_t b) {
+    return s->jobs[s->queues[a].oldest].order < s->jobs[s->queues[b].oldest].order;
+}
+
+static void aged_sift(struct sched *s, uint32_t at) {
+    struct sched_list *heap = &s->aged;
+    uint32_t queue = heap->items[at];
+    for (;;) {
+        uint32_t child = 2 * at + 1;
+        if (child + 1 < heap->count && older(s, heap->items[child + 1], heap->items[child])) {
+            child++;
+        }
+        if (child >= heap->count || !older(s, heap->items[child], queue)) {
+            break;
+        }
+        heap->items[at] = heap->items[child];
+        at = child;
+    }
+    heap->items[at] = queue;
+}
+
+static uint32_t aged_take(struct sched *s) {
+    uint32_t queue = s->aged.items[0];
+    s->aged.items[0] = s->aged.items[--s->aged.count];
+    if (s->aged.count > 0) {
+        aged_sift(s, 0);
+    }
+    return queue;
+}
+
+static void admit_aged(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    const struct sched_queue *q = &s->queues[queue];
+    while (!t->admit_closed && q->waiting > 0 && sched_aged(s, q->oldest)) {
+        enum admitted result = admit(s, t, q->oldest, SCHED_TAKE_YOUNGER);
+        if (result != ADMITTED && result != ABORTED) {
+            close_door(t, result);
+        }
+    }
+}
+
+static void serve_aged(struct sched *s, struct sched_turn *t) {
+    for (uint32_t i = s->aged.count / 2; i-- > 0;) {
+        aged_sift(s, i);
+    }
+    while (s->aged.count > 0 && !(t->admit_closed && t->load_closed)) {
+        uint32_t queue = aged_take(s);
+        if (sched_state(s, t, queue) == SCHED_RESIDENT) {
+            if (sched_readable(s, t, queue)) {
+                admit_aged(s, t, queue);
+            }
+            continue;
+        }
+        if (t->load_closed || (t->admit_closed && t->load_ahead >= SCHED_LOAD_AHEAD)) {
+            continue;
+        }
+        if (!load(s, t, queue, SCHED_TAKE_YOUNGER)) {
+            t->admit_closed = true; /* what ends now makes room for it */
+            t->load_closed = true;
+        }
+    }
+}
+
+/* ---- the others --------------------------------------------------------------------------- */
+
+/* Whether one more adapter makes the step cheaper a row; a step that is not half full takes it
+ * anyway. */
+static bool pays(const struct sched *s, const struct sched_turn *t, uint32_t queue) {
+    const struct sched_queue *q = &s->queues[queue];
+    uint32_t rows = s->work_count;
+    if (rows == 0 || rows < s->options.rows_max / 2 || q->step_mark == s->plans ||
+        sched_is_base(s, queue)) {
+        return true;
+    }
+    uint32_t more = sched_min(q->waiting, s->options.rows_max - s->running_count);
+    uint32_t pages = t->adapter_pages + sched_adapter_pages(s, t, queue);
+    return sched_step_us(s, rows + more, pages) / (rows + more) <=
+           sched_step_us(s, rows, t->adapter_pages) / rows;
+}
+
+static void serve_ready(struct sched *s, struct sched_turn *t) {
+    for (uint32_t i = 0; i < s->ready.count && !t->admit_closed; i++) {
+        uint32_t queue = s->ready.ranks[i].queue;
+        const struct sched_queue *q = &s->queues[queue];
+        if (!sched_readable(s, t, queue) || s->running_count == s->options.rows_max ||
+            !pays(s, t, queue)) {
+            continue;
+        }
+        while (!t->admit_closed && q->waiting > 0) {
+            enum admitted result = admit(s, t, q->best, SCHED_SPARE_WANTED);
+            if (result != ADMITTED && result != ABORTED) {
+                close_door(t, result);
+            }
+        }
+    }
+}
+
+static void serve_stored(struct sched *s, struct sched_turn *t) {
+    for (uint32_t i = 0; i < s->stored.count && !t->load_closed; i++) {
+        uint32_t queue = s->stored.ranks[i].queue;
+        if (s->queues[queue].waiting == 0 || sched_aged(s, s->queues[queue].oldest)) {
+            continue; /* aborted, or dealt with among the aged */
+        }
+        if (t->load_ahead >= SCHED_LOAD_AHEAD || !load(s, t, queue, SCHED_SPARE_WANTED)) {
+            return;
+        }
+    }
+}
+
+static void serve_away(struct sched *s, struct sched_turn *t) {
+    for (uint32_t i = 0; i < s->away.count && t->fetch_ahead < SCHED_FETCH_AHEAD; i++) {
+        uint32_t queue = s->away.ranks[i].queue;
+        s->fetches.items[s->fetches.count++] = queue;
+        s->queues[queue].fetch_asked = true;
+        t->fetch_ahead++;
+    }
+}
+
+void sched_choose(struct sched *s, struct sched_turn *t) {
+    s->ready.count = s->stored.count = s->away.count = s->aged.count = 0;
+    for (uint32_t i = 0; i < s->waiting.count; i++) {
+        place(s, t, s->waiting.items[i]);
+    }
+    serve_aged(s, t);
+    serve_ready(s, t);
+    serve_stored(s, t);
+    serve_away(s, t);
+}

@@ -1,0 +1,344 @@
+/* Whom to let in: adapter by adapter, priorities, head-room, age; loads and fetches. */
+#include "tests/unit/scheduler/fixture.h"
+
+static bool has(const uint32_t *items, uint32_t count, uint32_t item) {
+    for (uint32_t i = 0; i < count; i++) {
+        if (items[i] == item) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void test_adapter_major(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 10);
+    fix_adapter(f, 1, SCHED_RESIDENT, 10);
+    fix_enter(f, 0, 0, 1, 9); /* came first, but 1 has more */
+    for (uint32_t i = 1; i < 5; i++) {
+        fix_enter(f, i, 1, 1, 9);
+    }
+    (void)fix_plan(f);
+    assert_int_equal(f->plan.work_count, 4);
+    for (uint32_t i = 0; i < 4; i++) {
+        assert_int_equal(f->plan.work[i].adapter, 1);
+    }
+    sched_leave(f->sched, 1);
+    fix_enter(f, 6, 1, 1, 9);
+    (void)fix_plan(f); /* the row that came free goes to the adapter that is read anyway */
+    assert_non_null(fix_work(f, 6));
+    assert_null(fix_work(f, 0));
+    fix_close(f);
+}
+
+static void test_priority(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.rows_max = 1;
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 10);
+    fix_enter(f, 0, SCHED_BASE, 1, 1);
+    fix_enter(f, 1, 0, 1, 1);
+    struct sched_job job = fix_job(2, 0, 1, 1);
+    job.priority = -1;
+    (void)fix_put(f, &job);
+    const uint32_t order[3] = {2, 0, 1}; /* of equals the base is free to read */
+    for (uint32_t i = 0; i < 3; i++) {
+        (void)fix_plan(f);
+        assert_int_equal(f->plan.work_count, 1);
+        assert_int_equal(f->plan.work[0].job, order[i]);
+        sched_leave(f->sched, order[i]);
+    }
+    fix_close(f);
+}
+
+static void test_one_more_adapter_must_pay(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.load_us_page = 1000; /* 40 pages: 40 ms, beside 100 us for the step */
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 40);
+    fix_enter(f, 0, SCHED_BASE, 1, 50);
+    fix_enter(f, 1, SCHED_BASE, 1, 50);
+    fix_enter(f, 2, 0, 1, 9);
+    (void)fix_plan(f); /* half of the rows are taken by the base */
+    assert_non_null(fix_work(f, 1));
+    assert_null(fix_work(f, 2));
+    for (uint32_t i = 1; i < o.wait_steps; i++) {
+        (void)fix_plan(f);
+        assert_null(fix_work(f, 2));
+    }
+    fix_enter(f, 3, SCHED_BASE, 1, 9);
+    fix_enter(f, 4, SCHED_BASE, 1, 9);
+    (void)fix_plan(f); /* aged: goes before the cheaper ones */
+    assert_non_null(fix_work(f, 2));
+    fix_close(f);
+
+    f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 40);
+    fix_enter(f, 0, SCHED_BASE, 1, 9);
+    fix_enter(f, 2, 0, 1, 9);
+    (void)fix_plan(f); /* less than half: taken, whatever it costs */
+    assert_non_null(fix_work(f, 2));
+    fix_close(f);
+}
+
+static void test_head_room(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_enter(f, 0, SCHED_BASE, 4, 20); /* 1 page, and 1 promised */
+    f->snapshot.pages_free = 1;
+    (void)fix_plan(f); /* alone it needs no head-room */
+    assert_work(f, 0, 0, 4, 1, true);
+    fix_enter(f, 1, SCHED_BASE, 16, 20);
+    f->snapshot.pages_free = 8; /* 4 of its prompt, 2 of output, 1 for it and 2 for job 0: 9 */
+    (void)fix_plan(f);
+    assert_null(fix_work(f, 1));
+    f->snapshot.pages_free = 9;
+    (void)fix_plan(f); /* job 0 took a page meanwhile and is promised one again */
+    assert_non_null(fix_work(f, 1));
+    fix_close(f);
+}
+
+static void test_alone_with_few_pages(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_enter(f, 0, SCHED_BASE, 12, 2);
+    f->snapshot.pages_free = 1;
+    (void)fix_plan(f);
+    assert_work(f, 0, 0, 4, 1, false);
+    f->snapshot.pages_free = 3;
+    (void)fix_plan(f);
+    assert_work(f, 0, 4, 8, 2, true);
+    fix_close(f);
+}
+
+static void test_aged_closes_the_door(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.wait_steps = 2;
+    struct fixture *f = fix_open(&o);
+    fix_enter(f, 0, SCHED_BASE, 4, 50);
+    (void)fix_plan(f);
+    fix_enter(f, 1, SCHED_BASE, 40, 50); /* large */
+    for (uint32_t i = 0; i < 3; i++) {
+        f->snapshot.pages_free = 6;
+        (void)fix_plan(f);
+        assert_null(fix_work(f, 1));
+    }
+    fix_enter(f, 2, SCHED_BASE, 1, 1); /* would fit, but 1 is aged */
+    f->snapshot.pages_free = 6;
+    (void)fix_plan(f);
+    assert_null(fix_work(f, 2));
+    f->snapshot.pages_free = 60;
+    (void)fix_plan(f);
+    assert_non_null(fix_work(f, 1));
+    assert_non_null(fix_work(f, 2));
+    fix_close(f);
+}
+
+static void test_aged_by_age(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.wait_steps = 1;
+    o.rows_max = 2;
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 1);
+    fix_adapter(f, 1, SCHED_RESIDENT, 1);
+    fix_enter(f, 0, SCHED_BASE, 1, 50);
+    fix_enter(f, 1, SCHED_BASE, 1, 50);
+    (void)fix_plan(f);
+    fix_enter(f, 2, 1, 1, 9);
+    fix_enter(f, 3, 0, 1, 9);
+    fix_enter(f, 4, 0, 1, 9);
+    struct sched_job job = fix_job(5, 1, 1, 9);
+    job.priority = -5;
+    (void)fix_put(f, &job);
+    (void)fix_plan(f); /* rows are full; all have waited a step now */
+    sched_leave(f->sched, 0);
+    (void)fix_plan(f);
+    assert_non_null(fix_work(f, 2)); /* the oldest, not the one of priority */
+    sched_leave(f->sched, 1);
+    (void)fix_plan(f); /* 1's next is younger than 0's */
+    assert_non_null(fix_work(f, 3));
+    fix_close(f);
+}
+
+static void test_loads(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_STORED, 30);
+    fix_adapter(f, 1, SCHED_STORED, 30);
+    fix_adapter(f, 2, SCHED_STORED, 30);
+    fix_enter(f, 0, 0, 1, 1);
+    fix_enter(f, 1, 1, 1, 1);
+    fix_enter(f, 2, 1, 1, 1);
+    struct sched_job job = fix_job(3, 2, 1, 1);
+    job.priority = -1;
+    (void)fix_put(f, &job);
+    f->snapshot.pages_free = 70;
+    const struct sched_plan *p = fix_plan(f);
+    assert_int_equal(p->work_count, 0);
+    assert_int_equal(p->load_count, 2); /* by priority, then by how many wait */
+    assert_int_equal(p->loads[0], 2);
+    assert_int_equal(p->loads[1], 1);
+    f->snapshot.pages_free = 100;
+    f->snapshot.adapter_slots_free = 1;
+    f->adapters[2].state = SCHED_LOADING;
+    p = fix_plan(f); /* 1 was refused by the pool: asked for again, as far as the table goes */
+    assert_int_equal(p->load_count, 1);
+    assert_int_equal(p->loads[0], 1);
+    fix_close(f);
+}
+
+static void test_a_load_leaves_pages_to_what_runs(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_STORED, 10);
+    fix_enter(f, 0, SCHED_BASE, 1, 20);
+    fix_enter(f, 1, 0, 1, 1);
+    f->snapshot.pages_free = 11; /* one for the sequence, one promised to it */
+    assert_int_equal(fix_plan(f)->load_count, 0);
+    f->snapshot.pages_free = 11;
+    assert_int_equal(fix_plan(f)->load_count, 1);
+    fix_close(f);
+}
+
+static void test_evicts_for_a_load(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 50);
+    fix_enter(f, 0, 0, 1, 1);
+    (void)fix_plan(f);
+    fix_adapter(f, 1, SCHED_STORED, 60);
+    fix_enter(f, 1, 1, 1, 1);
+    f->snapshot.pages_free = 49;
+    const struct sched_plan *p = fix_plan(f);
+    assert_int_equal(p->evict_count, 0); /* in use */
+    sched_leave(f->sched, 0);
+    f->adapters[0].users = 0;
+    p = fix_plan(f);
+    assert_int_equal(p->evict_count, 1);
+    assert_int_equal(p->load_count, 0);
+    f->adapters[0].state = SCHED_AWAY;
+    f->snapshot.pages_pending = 50;
+    p = fix_plan(f);
+    assert_int_equal(p->load_count, 0);
+    f->snapshot.pages_pending = 0;
+    f->snapshot.pages_free = 100;
+    assert_int_equal(fix_plan(f)->load_count, 1);
+    fix_close(f);
+}
+
+static void test_an_adapter_larger_than_the_pool(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_STORED, 100); /* no page would be left */
+    fix_adapter(f, 1, SCHED_STORED, 1000);
+    fix_enter(f, 0, 0, 1, 1);
+    fix_enter(f, 1, 1, 1, 1);
+    const struct sched_plan *p = fix_plan(f);
+    assert_int_equal(p->abort_count, 2);
+    assert_int_equal(p->aborts[0].reason, SCHED_NO_ROOM);
+    assert_int_equal(p->load_count, 0);
+    fix_close(f);
+}
+
+static void test_fetches(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_enter(f, 0, 2, 1, 1);
+    fix_enter(f, 1, 3, 1, 1);
+    fix_adapter(f, 3, SCHED_FETCHING, 0);
+    const struct sched_plan *p = fix_plan(f);
+    assert_int_equal(p->fetch_count, 1);
+    assert_int_equal(p->fetches[0], 2);
+    /* It stays away, as one that cannot be read does: asked for ever more rarely. */
+    uint32_t asked = 0;
+    for (uint32_t i = 0; i < 1000; i++) {
+        p = fix_plan(f);
+        asked += p->fetch_count;
+        assert_false(has(p->fetches, p->fetch_count, 3));
+    }
+    assert_true(asked >= 8);
+    assert_true(asked <= 14);
+    /* Another user of the index starts afresh. */
+    sched_leave(f->sched, 0);
+    (void)fix_plan(f);
+    fix_enter(f, 0, 2, 1, 1);
+    assert_int_equal(fix_plan(f)->fetch_count, 1);
+    fix_close(f);
+}
+
+/* The host store may be full of what is resident: then nothing would ever come again. */
+static void test_a_fetch_in_vain_evicts(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 5);
+    fix_enter(f, 0, 0, 1, 1);
+    (void)fix_plan(f);
+    sched_leave(f->sched, 0);
+    f->adapters[0].users = 0;
+    fix_enter(f, 1, 1, 1, 1);
+    uint32_t evicted = 0;
+    for (uint32_t i = 0; i < 8 && evicted == 0; i++) {
+        evicted = fix_plan(f)->evict_count;
+    }
+    assert_int_equal(evicted, 1);
+    assert_int_equal(f->plan.evicts[0], 0);
+    fix_close(f);
+}
+
+static void test_same_calls_same_plans(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f[2] = {fix_open(&o), fix_open(&o)};
+    for (uint32_t k = 0; k < 2; k++) {
+        fix_adapter(f[k], 0, SCHED_RESIDENT, 5);
+        fix_adapter(f[k], 1, SCHED_RESIDENT, 5);
+        for (uint32_t i = 0; i < 20; i++) {
+            fix_enter(f[k], i, i % 3 == 2 ? SCHED_BASE : i % 3, 1 + i * 3 % 7, 3);
+        }
+    }
+    for (uint32_t plan = 0; plan < 6; plan++) {
+        (void)fix_plan(f[0]);
+        (void)fix_plan(f[1]);
+        assert_int_equal(f[0]->plan.work_count, f[1]->plan.work_count);
+        for (uint32_t i = 0; i < f[0]->plan.work_count; i++) {
+            assert_int_equal(f[0]->plan.work[i].job, f[1]->plan.work[i].job);
+            assert_int_equal(f[0]->plan.work[i].tokens, f[1]->plan.work[i].tokens);
+        }
+    }
+    fix_close(f[0]);
+    fix_close(f[1]);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_adapter_major),
+        cmocka_unit_test(test_priority),
+        cmocka_unit_test(test_one_more_adapter_must_pay),
+        cmocka_unit_test(test_head_room),
+        cmocka_unit_test(test_alone_with_few_pages),
+        cmocka_unit_test(test_aged_closes_the_door),
+        cmocka_unit_test(test_aged_by_age),
+        cmocka_unit_test(test_loads),
+        cmocka_unit_test(test_a_load_leaves_pages_to_what_runs),
+        cmocka_unit_test(test_evicts_for_a_load),
+        cmocka_unit_test(test_an_adapter_larger_than_the_pool),
+        cmocka_unit_test(test_fetches),
+        cmocka_unit_test(test_a_fetch_in_vain_evicts),
+        cmocka_unit_test(test_same_calls_same_plans),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,64 @@
+/* The cost model: predictions, learning, and that nothing makes it negative or not a number. */
+#include <math.h>
+
+#include "scheduler/sched_internal.h"
+#include "tests/unit/scheduler/fixture.h"
+#include "tests/unit/seed.h"
+
+static void test_prediction(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    assert_true(fabs(sched_step_us(f->sched, 0, 0) - 100) < 1e-9);
+    assert_true(fabs(sched_step_us(f->sched, 8, 20) - 128) < 1e-9);
+    fix_close(f);
+}
+
+static void test_learns(void **state) {
+    (void)state;
+    uint64_t seed = seed_take(3);
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    for (uint32_t i = 0; i < 20000; i++) { /* 1000 + 50 a token + 5 a page */
+        uint32_t tokens = 1 + seed_below(&seed, o.step_tokens);
+        uint32_t pages = seed_below(&seed, o.pages);
+        sched_learn(f->sched, tokens, pages, 1000 + 50.0 * tokens + 5.0 * pages);
+    }
+    for (uint32_t tokens = 1; tokens <= o.step_tokens; tokens += 5) {
+        for (uint32_t pages = 0; pages < o.pages; pages += 33) {
+            double us = 1000 + 50.0 * tokens + 5.0 * pages;
+            assert_true(fabs(sched_step_us(f->sched, tokens, pages) - us) < 0.02 * us);
+        }
+    }
+    fix_close(f);
+}
+
+static void test_stays_sane(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    double before = sched_step_us(f->sched, 4, 4);
+    sched_learn(f->sched, 4, 4, NAN);
+    sched_learn(f->sched, 4, 4, INFINITY);
+    sched_learn(f->sched, 4, 4, 0);
+    sched_learn(f->sched, 4, 4, -5);
+    assert_true(sched_step_us(f->sched, 4, 4) == before);
+    sched_learn(f->sched, 4, 4, 1e12); /* one stall does not turn the model over */
+    assert_true(sched_step_us(f->sched, 4, 4) < 2 * before);
+    for (uint32_t i = 0; i < 10000; i++) {
+        sched_learn(f->sched, o.step_tokens, o.pages, 1e-9);
+    }
+    assert_true(f->sched->us_fixed > 0);
+    assert_true(f->sched->us_tokens > 0);
+    assert_true(f->sched->us_pages > 0);
+    fix_close(f);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prediction),
+        cmocka_unit_test(test_learns),
+        cmocka_unit_test(test_stays_sane),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
