@@ -212,6 +212,7 @@ enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_sh
     enum err e = ERR_OK;
     if (p.pairs == NULL || p.lora == NULL) {
         e = err_set(why, ERR_NO_MEMORY, "no memory for a plan of %zu modules", entries);
+        goto out;
     }
     for (uint32_t i = 0; i < st->count && e == ERR_OK; i++) {
         e = place_tensor(&p, &st->tensors[i], why);
@@ -227,6 +228,7 @@ enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_sh
         *out = p;
         p = (struct model_adapter_plan){0};
     }
+out:
     model_adapter_plan_deinit(&p);
     return e;
 }

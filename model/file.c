@@ -62,7 +62,7 @@ static int read_exactly(int fd, uint8_t *data, uint64_t count) {
 
 int model_file_read(int dir, const char *name, uint64_t bytes_max, struct model_bytes *out) {
     int fd = -1;
-    struct model_stat stat;
+    struct model_stat stat = {0};
     int error = model_file_open(dir, name, &fd, &stat);
     if (error != 0) {
         return error;

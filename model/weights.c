@@ -26,7 +26,7 @@ static enum err shard_open(struct model_shard *shard, int dir, const char *name,
                            struct err_text *why) {
     (void)snprintf(shard->name, sizeof shard->name, "%s", name);
     int fd = -1;
-    struct model_stat stat;
+    struct model_stat stat = {0};
     int error = model_file_open(dir, name, &fd, &stat);
     if (error != 0) {
         return file_error(why, name, error);

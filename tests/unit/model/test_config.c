@@ -1,0 +1,269 @@
+/* config.json and generation_config.json: every field that is read, and every one that is refused.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <math.h>
+
+#include "model/config.h"
+
+/* A Llama's config.json with `changes` (a JSON object) laid over it; null takes a field out. */
+static char *config_with(const char *changes) {
+    json_t *config = json_pack(
+        "{s:[s],s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:f,s:i,s:s,s:b}", "architectures", "LlamaForCausalLM",
+        "hidden_size", 96, "intermediate_size", 160, "num_hidden_layers", 3, "num_attention_heads",
+        4, "num_key_value_heads", 2, "vocab_size", 320, "max_position_embeddings", 2048,
+        "rms_norm_eps", 1e-5, "eos_token_id", 2, "hidden_act", "silu", "use_cache", 1);
+    json_t *over = json_loads(changes, 0, NULL);
+    assert_non_null(over);
+    const char *key = NULL;
+    json_t *value = NULL;
+    json_object_foreach(over, key, value) {
+        if (json_is_null(value)) {
+            (void)json_object_del(config, key);
+        } else {
+            (void)json_object_set(config, key, value);
+        }
+    }
+    char *text = json_dumps(config, 0);
+    json_decref(config);
+    json_decref(over);
+    return text;
+}
+
+static enum err parse(const char *changes, const char *generation, struct model_facts *facts,
+                      float **freq, struct err_text *why) {
+    char *text = config_with(changes);
+    struct model_bytes config = {(uint8_t *)text, strlen(text)};
+    struct model_bytes second = {0};
+    char *copy = strdup(generation);
+    second.data = (uint8_t *)copy;
+    second.count = strlen(copy);
+    enum err e = model_config_parse(facts, freq, &config, &second, why);
+    free(copy);
+    free(text);
+    return e;
+}
+
+static struct model_facts accepts(const char *changes, const char *generation) {
+    struct model_facts facts;
+    struct err_text why = {0};
+    float *freq = NULL;
+    if (parse(changes, generation, &facts, &freq, &why) != ERR_OK) {
+        fail_msg("%s: %s", changes, why.message);
+    }
+    free(freq);
+    facts.shape.rope_freq = NULL;
+    return facts;
+}
+
+static void refuses(const char *changes, const char *generation, const char *field) {
+    struct model_facts facts;
+    struct err_text why = {0};
+    float *freq = NULL;
+    assert_int_equal(parse(changes, generation, &facts, &freq, &why), ERR_BAD_MODEL);
+    if (strcmp(why.field, field) != 0 || strstr(why.message, field) == NULL) {
+        fail_msg("%s: field \"%s\", message \"%s\"", changes, why.field, why.message);
+    }
+}
+
+static void test_reads_the_shape(void **state) {
+    (void)state;
+    struct model_facts f = accepts("{}", "");
+    assert_string_equal(f.architecture, "LlamaForCausalLM");
+    assert_int_equal(f.shape.layers, 3);
+    assert_int_equal(f.shape.hidden, 96);
+    assert_int_equal(f.shape.heads, 4);
+    assert_int_equal(f.shape.kv_heads, 2);
+    assert_int_equal(f.shape.head_dim, 24);
+    assert_int_equal(f.shape.intermediate, 160);
+    assert_int_equal(f.shape.vocab, 320);
+    assert_int_equal(f.shape.positions, 2048);
+    assert_int_equal(f.shape.window, 0);
+    assert_true(f.shape.norm_eps == 1e-5F);
+    assert_true(f.shape.rope_scale == 1);
+    assert_false(f.shape.qkv_bias);
+    assert_false(f.tied);
+    assert_true(accepts("{\"tie_word_embeddings\": true}", "").tied);
+    assert_int_equal(accepts("{\"head_dim\": 64}", "").shape.head_dim, 64);
+    assert_int_equal(accepts("{\"num_key_value_heads\": null}", "").shape.kv_heads, 4);
+}
+
+static void test_reads_a_qwen2(void **state) {
+    (void)state;
+    struct model_facts f = accepts("{\"architectures\": [\"Qwen2ForCausalLM\"], "
+                                   "\"sliding_window\": 4096, \"use_sliding_window\": false, "
+                                   "\"max_window_layers\": 1, "
+                                   "\"layer_types\": [\"full_attention\", \"full_attention\"]}",
+                                   "");
+    assert_true(f.shape.qkv_bias);
+    assert_int_equal(f.shape.window, 0);
+#define QWEN2 "{\"architectures\": [\"Qwen2ForCausalLM\"], "
+    refuses(QWEN2 "\"use_sliding_window\": true}", "", "use_sliding_window");
+    refuses(QWEN2 "\"layer_types\": [\"full_attention\", \"sliding_attention\"]}", "",
+            "layer_types");
+    refuses(QWEN2 "\"num_key_value_heads\": null}", "", "num_key_value_heads");
+}
+
+static void test_refuses_what_it_does_not_build(void **state) {
+    (void)state;
+    static const char *const changes[][2] = {
+        {"architectures", "[\"MistralForCausalLM\"]"},
+        {"architectures", "\"LlamaForCausalLM\""},
+        {"architectures", "[]"},
+        {"architectures", "[7]"},
+        {"quantization_config", "{\"bits\": 4}"},
+        {"attention_bias", "true"},
+        {"mlp_bias", "true"},
+        {"sliding_window", "4096"},
+        {"hidden_act", "\"gelu\""},
+        {"pretraining_tp", "2"},
+        {"partial_rotary_factor", "0.5"},
+        {"rope_interleaved", "true"},
+        {"final_logit_softcapping", "30.0"},
+        {"attn_logit_softcapping", "50.0"},
+        {"residual_multiplier", "0.22"},
+        {"embedding_multiplier", "12"},
+        {"logits_scaling", "8"},
+        {"attention_multiplier", "0.015"},
+        {"num_local_experts", "8"},
+        {"auto_map", "{\"AutoModel\": \"m.M\"}"},
+        {"is_causal", "false"},
+        {"rope_scaling", "{\"rope_type\": \"llama3\", \"factor\": 8.0}"},
+        {"rope_scaling", "{\"type\": \"linear\", \"factor\": 2.0}"},
+        {"rope_scaling", "{\"factor\": 2.0}"},
+        {"rope_scaling", "7"},
+        {"rope_parameters", "{\"rope_type\": \"yarn\", \"rope_theta\": 1e4}"},
+        {"rope_parameters", "{\"full_attention\": {\"rope_type\": \"default\"}}"},
+        {"rope_parameters", "{\"partial_rotary_factor\": 0.25}"},
+        {"rope_theta", "0"},
+        {"rope_theta", "\"1e4\""},
+        {"hidden_size", "0"},
+        {"hidden_size", "-96"},
+        {"hidden_size", "96.0"},
+        {"hidden_size", "1099511627776"},
+        {"num_hidden_layers", "100000"},
+        {"num_key_value_heads", "3"},
+        {"num_key_value_heads", "8"},
+        {"num_attention_heads", "7"},
+        {"head_dim", "20"},
+        {"head_dim", "512"},
+        {"rms_norm_eps", "-1"},
+        {"tie_word_embeddings", "1"},
+        {"eos_token_id", "-1"},
+        {"eos_token_id", "\"2\""},
+        {"eos_token_id", "[2, null]"},
+        {"eos_token_id", "[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]"},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++) {
+        char text[256];
+        (void)snprintf(text, sizeof text, "{\"%s\": %s, \"num_key_value_heads\": 1}", changes[i][0],
+                       changes[i][1]);
+        if (strcmp(changes[i][0], "num_key_value_heads") == 0) {
+            (void)snprintf(text, sizeof text, "{\"%s\": %s}", changes[i][0], changes[i][1]);
+        }
+        refuses(text, "", changes[i][0]);
+    }
+}
+
+static void test_refuses_missing_fields(void **state) {
+    (void)state;
+    static const char *const fields[] = {
+        "architectures",       "hidden_size", "intermediate_size",       "num_hidden_layers",
+        "num_attention_heads", "vocab_size",  "max_position_embeddings", "rms_norm_eps"};
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        char text[64];
+        (void)snprintf(text, sizeof text, "{\"%s\": null}", fields[i]);
+        refuses(text, "", fields[i]);
+    }
+}
+
+static void test_ignores_what_does_no_harm(void **state) {
+    (void)state;
+    (void)accepts(
+        "{\"quantization_config\": {}, \"attention_bias\": false, \"pretraining_tp\": 1, "
+        "\"partial_rotary_factor\": 1.0, \"rope_scaling\": {}, \"torch_dtype\": \"bfloat16\", "
+        "\"initializer_range\": 0.02, \"is_llama_config\": true, \"num_experts\": 0, "
+        "\"rope_interleaved\": false, \"some_new_field\": {\"a\": 1}}",
+        "");
+}
+
+/* In both notations, old and of transformers 5; agreeing twice is fine. */
+static void test_rope_frequencies(void **state) {
+    (void)state;
+    static const char *const same[] = {
+        "{\"rope_theta\": 500000.0}",
+        "{\"rope_theta\": 500000, \"rope_scaling\": null}",
+        "{\"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000.0}}",
+        "{\"rope_theta\": 5e5, \"rope_parameters\": {\"type\": \"default\", \"rope_theta\": 5e5}}",
+        "{\"rope_theta\": 5e5, \"rope_scaling\": {\"rope_type\": \"default\"}}",
+    };
+    for (size_t i = 0; i < sizeof same / sizeof same[0]; i++) {
+        struct model_facts f;
+        float *freq = NULL;
+        assert_int_equal(parse(same[i], "", &f, &freq, NULL), ERR_OK);
+        assert_ptr_equal(f.shape.rope_freq, freq);
+        assert_true(freq[0] == 1);
+        for (uint32_t k = 0; k < f.shape.head_dim / 2; k++) {
+            double want = pow(500000.0, -2.0 * k / f.shape.head_dim);
+            assert_true(fabs(freq[k] - want) <= 1e-6 * want);
+        }
+        free(freq);
+    }
+    refuses("{\"rope_theta\": 1e4, \"rope_parameters\": {\"rope_theta\": 5e5}}", "", "rope_theta");
+    struct model_facts f;
+    float *freq = NULL;
+    assert_int_equal(parse("{}", "", &f, &freq, NULL), ERR_OK);
+    assert_true(fabs(freq[1] - pow(10000.0, -2.0 / 24)) < 1e-6);
+    free(freq);
+}
+
+static void test_eos_is_the_union(void **state) {
+    (void)state;
+    struct model_facts f = accepts("{\"eos_token_id\": [5, 7]}", "{\"eos_token_id\": [7, 9, 5]}");
+    const uint32_t want[] = {5, 7, 9};
+    assert_int_equal(f.eos_count, 3);
+    assert_memory_equal(f.eos, want, sizeof want);
+    assert_int_equal(accepts("{\"eos_token_id\": null}", "{\"eos_token_id\": 3}").eos[0], 3);
+    assert_int_equal(accepts("{\"eos_token_id\": null}", "").eos_count, 0);
+    assert_int_equal(accepts("{\"eos_token_id\": 320}", "").eos_count, 0); /* beyond the vocab */
+}
+
+static void test_sampling_defaults(void **state) {
+    (void)state;
+    struct model_facts f = accepts("{}", "");
+    assert_true(f.temperature == 1 && f.top_p == 1 && f.top_k == 0);
+    f = accepts("{}",
+                "{\"temperature\": 0.5, \"top_p\": 0.75, \"top_k\": 20, \"do_sample\": true}");
+    assert_true(f.temperature == 0.5F && f.top_p == 0.75F && f.top_k == 20);
+    assert_true(accepts("{}", "{\"do_sample\": false}").temperature == 0);
+    assert_true(accepts("{}", "{\"do_sample\": false, \"temperature\": 0.5}").temperature == 0.5F);
+    (void)accepts("{}", "{\"repetition_penalty\": 1.1}"); /* warned of */
+    refuses("{}", "{\"temperature\": -1}", "temperature");
+    refuses("{}", "{\"top_p\": 1.5}", "top_p");
+    refuses("{}", "{\"top_k\": 1.5}", "top_k");
+    refuses("{}", "{\"do_sample\": 0}", "do_sample");
+    refuses("{}", "[]", "generation_config.json");
+    refuses("{}", "{\"top_k\": 1, \"top_k\": 2}", "generation_config.json");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reads_the_shape),
+        cmocka_unit_test(test_reads_a_qwen2),
+        cmocka_unit_test(test_refuses_what_it_does_not_build),
+        cmocka_unit_test(test_refuses_missing_fields),
+        cmocka_unit_test(test_ignores_what_does_no_harm),
+        cmocka_unit_test(test_rope_frequencies),
+        cmocka_unit_test(test_eos_is_the_union),
+        cmocka_unit_test(test_sampling_defaults),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

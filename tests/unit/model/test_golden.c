@@ -1,0 +1,125 @@
+/* Invariant 4: an adapter's output equals PEFT's. Each tiny model, alone and with each adapter of
+ * every supported kind, against the logits and greedy tokens of transformers and peft in float32
+ * (tests/golden/generate.py). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <openssl/evp.h>
+
+#include "tests/unit/model/files.h"
+#include "tests/unit/model/rig.h"
+
+/* Of the largest logit. What is measured is printed, and is some hundred times less. */
+static const float TOLERANCE = 1e-3F;
+
+static float *decode_logits(const char *base64, uint32_t vocab) {
+    size_t length = strlen(base64);
+    uint8_t *raw = malloc(length);
+    assert_non_null(raw);
+    int bytes = EVP_DecodeBlock(raw, (const uint8_t *)base64, (int)length);
+    assert_true(bytes >= (int)(vocab * sizeof(float)) && bytes <= (int)(vocab * sizeof(float)) + 2);
+    float *logits = malloc(vocab * sizeof *logits);
+    assert_non_null(logits);
+    memcpy(logits, raw, vocab * sizeof *logits);
+    free(raw);
+    return logits;
+}
+
+static float compare(const float *ours, const float *theirs, uint32_t vocab) {
+    float largest = 0;
+    float difference = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        assert_true(isfinite(ours[i]));
+        largest = fmaxf(largest, fabsf(theirs[i]));
+        difference = fmaxf(difference, fabsf(ours[i] - theirs[i]));
+    }
+    return difference / largest;
+}
+
+static float run_prompt(struct rig *r, uint32_t adapter, const json_t *prompt) {
+    uint32_t vocab = model_facts(r->model)->shape.vocab;
+    uint32_t greedy_count = 0;
+    struct rig_row row = {.adapter = adapter};
+    uint32_t *tokens = rig_tokens(prompt, "tokens", &row.prompt_count);
+    uint32_t *greedy = rig_tokens(prompt, "greedy", &greedy_count);
+    assert_int_equal(greedy_count, 64);
+    row.prompt = tokens;
+    row.token_count = greedy_count;
+    row.logits = calloc((size_t)greedy_count * vocab, sizeof *row.logits);
+    assert_non_null(row.logits);
+    rig_run(r, &row, 1);
+    float *theirs = decode_logits(json_string_value(json_object_get(prompt, "logits")), vocab);
+    float worst = compare(row.logits, theirs, vocab);
+    assert_true(worst <= TOLERANCE);
+    assert_memory_equal(row.tokens, greedy, greedy_count * sizeof *greedy);
+    free(theirs);
+    free(row.logits);
+    free(greedy);
+    free(tokens);
+    return worst;
+}
+
+static void run_model(const char *model_dir, const char *adapters, const char *golden_dir) {
+    struct rig r;
+    const struct rig_limits limits = {.pages = 512,
+                                      .rows = 1,
+                                      .row_tokens = 128,
+                                      .step_tokens = 64,
+                                      .adapters = 1,
+                                      .adapter_pages = 256,
+                                      .store_bytes = 64 << 20};
+    rig_open(&r, model_dir, adapters, &limits);
+    json_t *golden = json_read(golden_dir, "golden.json");
+    const json_t *cases = json_object_get(golden, "cases");
+    assert_true(json_array_size(cases) >= 3);
+    size_t i = 0;
+    const json_t *one = NULL;
+    json_array_foreach(cases, i, one) {
+        const char *id = json_string_value(json_object_get(one, "adapter")); /* NULL: the base */
+        rig_scatter(&r, i);
+        uint32_t adapter = rig_adapter(&r, id);
+        float worst = 0;
+        size_t k = 0;
+        const json_t *prompt = NULL;
+        json_array_foreach(json_object_get(one, "prompts"), k, prompt) {
+            worst = fmaxf(worst, run_prompt(&r, adapter, prompt));
+        }
+        print_message("%s: %zu prompts, largest difference %.1e of the largest logit\n",
+                      id == NULL ? "base" : id, k, (double)worst);
+        if (id != NULL) {
+            rig_evict(&r, adapter);
+        }
+    }
+    json_decref(golden);
+    rig_close(&r);
+}
+
+static void test_llama(void **state) {
+    (void)state;
+    run_model(GOLDEN "tiny-llama/model", GOLDEN "tiny-llama/adapters", GOLDEN "tiny-llama");
+}
+
+static void test_qwen2(void **state) {
+    (void)state;
+    run_model(GOLDEN "tiny-qwen2/model", GOLDEN "tiny-qwen2/adapters", GOLDEN "tiny-qwen2");
+}
+
+static void test_mha(void **state) {
+    (void)state;
+    run_model(GOLDEN "tiny-mha/model", GOLDEN "tiny-mha/adapters", GOLDEN "tiny-mha");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_qwen2),
+        cmocka_unit_test(test_mha),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
