@@ -54,6 +54,9 @@ static enum err find_adapter(const struct admit_options *o, struct job *job) {
         job->why = (struct err_text){0};
         return ERR_OK;
     }
+    if (e != ERR_OK && job->why.field[0] == '\0') {
+        (void)snprintf(job->why.field, sizeof job->why.field, "adapter");
+    }
     return e;
 }
 

@@ -1,0 +1,303 @@
+/* The whole worker in one process: the file source, a tiny model, adapters of every kind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "wire/wire.h"
+#include "worker/worker.h"
+
+#define TINY LORRY_SOURCE_DIR "/tests/golden/tiny-llama"
+
+enum { ARGUMENTS_MAX = 32, LINE_BYTES = 4096 };
+
+static char input[256], output[256];
+
+static int setup(void **state) {
+    (void)state;
+    (void)snprintf(input, sizeof input, "%s/worker-in-%d.jsonl", LORRY_BINARY_DIR, (int)getpid());
+    (void)snprintf(output, sizeof output, "%s/worker-out-%d.jsonl", LORRY_BINARY_DIR,
+                   (int)getpid());
+    log_configure(LOG_ERROR, NULL);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    (void)unlink(input);
+    (void)unlink(output);
+    return 0;
+}
+
+static struct config *configure(const char *const *extra) {
+    char *argv[ARGUMENTS_MAX];
+    int argc = 0;
+    argv[argc++] = strdup("--model=" TINY "/model");
+    argv[argc++] = strdup("--adapters=" TINY "/adapters");
+    argv[argc++] = strdup("--pool.bytes=64M");
+    for (; *extra != NULL; extra++) {
+        argv[argc++] = strdup(*extra);
+    }
+    static const char *const no_files[] = {NULL};
+    struct config_input in = {.argc = argc, .argv = argv, .files = no_files};
+    struct config *c = NULL;
+    struct err_text why = {0};
+    int rest = 0;
+    enum err e = config_open(&c, &in, NULL, &rest, &why);
+    if (e != ERR_OK) {
+        fail_msg("%s: %s", why.field, why.message);
+    }
+    assert_int_equal(rest, 0);
+    for (int i = 0; i < argc; i++) {
+        free(argv[i]);
+    }
+    return c;
+}
+
+/* Runs the input file; the finals by id. */
+static json_t *run_file(const char *const *extra, struct worker_report *report) {
+    struct config *c = configure(extra);
+    struct worker *w = NULL;
+    struct source *source = NULL;
+    const struct source_ops *ops = NULL;
+    struct err_text why = {0};
+    enum err e = worker_open(&w, &(struct worker_options){.config = c}, &why);
+    if (e == ERR_OK) {
+        e = source_open_file(&source, &ops, input, output, &why);
+    }
+    if (e == ERR_OK) {
+        e = worker_run(w, source, ops, &why);
+    }
+    if (e != ERR_OK) {
+        fail_msg("%s %s: %s", err_name(e), why.field, why.message);
+    }
+    *report = worker_report(w);
+    worker_close(w);
+    config_close(c);
+    json_t *finals = json_object();
+    FILE *file = fopen(output, "re");
+    assert_non_null(file);
+    char *line = NULL;
+    size_t room = 0;
+    while (getline(&line, &room, file) > 0) {
+        json_error_t at;
+        json_t *final = json_loads(line, JSON_ALLOW_NUL, &at);
+        if (final == NULL) {
+            fail_msg("%s: %s", at.text, line);
+        }
+        const char *id = json_string_value(json_object_get(final, "id"));
+        assert_non_null(id);
+        assert_null(json_object_get(finals, id)); /* one final a job */
+        assert_int_equal(json_object_set_new(finals, id, final), 0);
+    }
+    free(line);
+    assert_int_equal(fclose(file), 0);
+    return finals;
+}
+
+static const char *text_of(const json_t *finals, const char *id, const char *field) {
+    return json_string_value(json_object_get(json_object_get(finals, id), field));
+}
+
+static FILE *open_input(void) {
+    FILE *file = fopen(input, "we");
+    assert_non_null(file);
+    return file;
+}
+
+/* Writes each prompt of the goldens as a job `times` times; the ids are adapter/prompt/time. */
+static size_t write_goldens(const json_t *cases, int times) {
+    FILE *file = open_input();
+    size_t count = 0;
+    size_t c = 0;
+    size_t p = 0;
+    json_t *one = NULL;
+    json_t *prompt = NULL;
+    for (int time = 0; time < times; time++) {
+        json_array_foreach(cases, c, one) {
+            json_array_foreach(json_object_get(one, "prompts"), p, prompt) {
+                const char *adapter = json_string_value(json_object_get(one, "adapter"));
+                char *tokens = json_dumps(json_object_get(prompt, "tokens"), JSON_COMPACT);
+                (void)fprintf(file,
+                              "{\"id\":\"%zu/%zu/%d\",\"adapter\":\"%s\",\"tokens\":%s,"
+                              "\"max_tokens\":64,\"temperature\":0,\"ignore_eos\":true}\n",
+                              c, p, time, adapter != NULL ? adapter : "", tokens);
+                free(tokens);
+                count++;
+            }
+        }
+    }
+    assert_int_equal(fclose(file), 0);
+    return count;
+}
+
+static void check_goldens(const json_t *cases, const json_t *finals, int times) {
+    size_t c = 0;
+    size_t p = 0;
+    json_t *one = NULL;
+    json_t *prompt = NULL;
+    for (int time = 0; time < times; time++) {
+        json_array_foreach(cases, c, one) {
+            json_array_foreach(json_object_get(one, "prompts"), p, prompt) {
+                char id[64];
+                (void)snprintf(id, sizeof id, "%zu/%zu/%d", c, p, time);
+                assert_string_equal(text_of(finals, id, "status"), "succeeded");
+                assert_string_equal(text_of(finals, id, "finish_reason"), "length");
+                json_t *tokens = json_object_get(json_object_get(finals, id), "tokens");
+                if (!json_equal(tokens, json_object_get(prompt, "greedy"))) {
+                    fail_msg("job %s differs from the golden tokens", id);
+                }
+            }
+        }
+    }
+}
+
+static void run_goldens(const char *const *extra, int times) {
+    json_t *golden = json_load_file(TINY "/golden.json", 0, NULL);
+    assert_non_null(golden);
+    const json_t *cases = json_object_get(golden, "cases");
+    size_t count = write_goldens(cases, times);
+    struct worker_report report;
+    json_t *finals = run_file(extra, &report);
+    assert_int_equal(json_object_size(finals), count);
+    assert_int_equal(report.finals[WIRE_SUCCEEDED], count);
+    assert_int_equal(report.received, count);
+    check_goldens(cases, finals, times);
+    json_decref(finals);
+    json_decref(golden);
+}
+
+/* PEFT's tokens through the whole worker, all adapters mixed in the batches. */
+static void test_goldens_mixed(void **state) {
+    (void)state;
+    run_goldens((const char *const[]){NULL}, 3);
+}
+
+/* The same with a pool so small that adapters are evicted and sequences preempted, and a backlog that
+ * holds the source. */
+static void test_goldens_in_a_small_pool(void **state) {
+    (void)state;
+    run_goldens((const char *const[]){"--pool.pages=48", "--backlog.jobs=16", "--pool.adapters=2",
+                                      "--scheduler.rows=6", "--scheduler.step_tokens=16",
+                                      "--scheduler.chunk_tokens=16", NULL},
+                2);
+}
+
+static void test_one_row_at_a_time(void **state) {
+    (void)state;
+    run_goldens((const char *const[]){"--scheduler.rows=1", "--backlog.jobs=2", NULL}, 1);
+}
+
+/* A text of an object; NULL: absent or null. */
+static void check_text(const json_t *object, const char *key, const char *expected) {
+    const char *got = json_string_value(json_object_get(object, key));
+    if ((got == NULL) != (expected == NULL) || (got != NULL && strcmp(got, expected) != 0)) {
+        fail_msg("%s is %s, not %s", key, got != NULL ? got : "null",
+                 expected != NULL ? expected : "null");
+    }
+}
+
+/* Each bad job gets its own final and the good ones beside it are not disturbed. */
+static void test_bad_jobs(void **state) {
+    (void)state;
+    FILE *file = open_input();
+    (void)fputs("{\"id\":\"good\",\"prompt\":\"abc\",\"max_tokens\":4,\"temperature\":0}\n"
+                "no json\n"
+                "{\"id\":\"nobody\",\"prompt\":\"abc\",\"adapter\":\"nobody\"}\n"
+                "{\"id\":\"path\",\"prompt\":\"abc\",\"adapter\":\"../model\"}\n"
+                "{\"id\":\"empty\",\"prompt\":\"\"}\n"
+                "{\"id\":\"negative\",\"prompt\":\"abc\",\"max_tokens\":-1}\n"
+                "{\"id\":\"vocabulary\",\"tokens\":[1,100000]}\n"
+                "\n"
+                "{\"id\":\"good2\",\"prompt\":\"abc\",\"adapter\":\"r1\",\"max_tokens\":4}\n",
+                file);
+    assert_int_equal(fclose(file), 0);
+    struct worker_report report;
+    json_t *finals = run_file((const char *const[]){NULL}, &report);
+    static const struct {
+        const char *id, *status, *code, *field;
+    } expected[] = {
+        {"good", "succeeded", NULL, NULL},
+        {"@@file/0/1", "rejected", "bad_message", NULL},
+        {"nobody", "rejected", "unknown_adapter", "adapter"},
+        {"path", "rejected", "bad_field", "adapter"},
+        {"empty", "rejected", "bad_field", "prompt"},
+        {"negative", "rejected", "bad_field", "max_tokens"},
+        {"vocabulary", "rejected", "bad_field", "tokens"},
+        {"good2", "succeeded", NULL, NULL},
+    };
+    for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
+        if (text_of(finals, expected[i].id, "status") == NULL) {
+            fail_msg("no final of %s", expected[i].id);
+        }
+        assert_string_equal(text_of(finals, expected[i].id, "status"), expected[i].status);
+        const json_t *error = json_object_get(json_object_get(finals, expected[i].id), "error");
+        check_text(error, "code", expected[i].code);
+        check_text(error, "field", expected[i].field);
+    }
+    assert_int_equal(json_object_size(finals), sizeof expected / sizeof expected[0]);
+    json_decref(finals);
+}
+
+/* Refused adapters: every bad folder of the goldens fails its own job by name. */
+static void test_bad_adapters(void **state) {
+    (void)state;
+    json_t *bad = json_load_file(TINY "/bad.json", 0, NULL);
+    assert_non_null(bad);
+    FILE *file = open_input();
+    size_t index = 0;
+    json_t *expected = NULL;
+    json_array_foreach(bad, index, expected) {
+        const char *name = json_string_value(json_object_get(expected, "adapter"));
+        (void)fprintf(file, "{\"id\":\"%s\",\"prompt\":\"a\",\"adapter\":\"%s\"}\n", name, name);
+    }
+    assert_int_equal(fclose(file), 0);
+    struct worker_report report;
+    json_t *finals =
+        run_file((const char *const[]){"--adapters.dir=" TINY "/bad", NULL}, &report);
+    size_t count = json_array_size(bad);
+    assert_true(count > 0);
+    json_array_foreach(bad, index, expected) {
+        const char *name = json_string_value(json_object_get(expected, "adapter"));
+        const json_t *error = json_object_get(json_object_get(finals, name), "error");
+        assert_string_equal(json_string_value(json_object_get(error, "code")),
+                            json_string_value(json_object_get(expected, "error")));
+        const char *message = json_string_value(json_object_get(error, "message"));
+        size_t w = 0;
+        json_t *word = NULL;
+        json_array_foreach(json_object_get(expected, "words"), w, word) {
+            if (strstr(message, json_string_value(word)) == NULL) {
+                fail_msg("%s: no %s in: %s", name, json_string_value(word), message);
+            }
+        }
+    }
+    assert_int_equal(report.finals[WIRE_REJECTED], count);
+    assert_int_equal(json_object_size(finals), count);
+    json_decref(finals);
+    json_decref(bad);
+}
+
+/* The labels of metrics are the names on the wire. */
+static void test_status_labels(void **state) {
+    (void)state;
+    for (int i = 0; i < METRICS_STATUS_COUNT; i++) {
+        assert_string_equal(METRICS_STATUS[i], wire_status_name((enum wire_status)i));
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_goldens_mixed),      cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_one_row_at_a_time),  cmocka_unit_test(test_bad_jobs),
+        cmocka_unit_test(test_bad_adapters),       cmocka_unit_test(test_status_labels),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
