@@ -146,7 +146,7 @@ static enum err read_error_code(struct wire_reader *r, const struct wire_field *
 }
 
 static const struct wire_field error_fields[] = {
-    {"code", read_error_code, .flags = 0},
+    {"code", read_error_code, .flags = WIRE_REQUIRED},
     {"message", wire_read_str, AT(error_message), .max = INT64_MAX},
     {"field", wire_read_str, AT(error_field), .max = INT64_MAX},
 };
@@ -206,7 +206,11 @@ static const struct wire_table final_table = WIRE_TABLE(final_fields);
 enum err wire_final_decode(struct wire_final *f, const void *data, size_t bytes,
                            struct err_text *why) {
     *f = (struct wire_final){.timing = {-1, -1, -1}};
-    return wire_read_record(&final_table, f, &f->memory, data, bytes, why);
+    enum err e = wire_read_record(&final_table, f, &f->memory, data, bytes, why);
+    if (f->status != WIRE_SUCCEEDED) { /* as our own encoder has it */
+        f->finish = WIRE_FINISH_NONE;
+    }
+    return e;
 }
 
 void wire_final_deinit(struct wire_final *f) {

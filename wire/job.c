@@ -49,12 +49,8 @@ static enum err read_logprobs(struct wire_reader *r, const struct wire_field *f,
 
 /* OpenAI's name for what a job of ours calls `adapter`: harmless only where it names the base. */
 static enum err read_model(struct wire_reader *r, const struct wire_field *f, struct wire_value v) {
-    if (wire_value_type(v) == WIRE_TYPE_STR) {
-        struct wire_str name = wire_value_str(v);
-        const char *base = r->model_name != NULL ? r->model_name : "";
-        if (strlen(base) == name.bytes && memcmp(base, name.data, name.bytes) == 0) {
-            return ERR_OK;
-        }
+    if (r->model_name != NULL && wire_value_is(v, r->model_name)) {
+        return ERR_OK;
     }
     return wire_field_error(r, ERR_UNSUPPORTED_FIELD, f->name,
                             "is a field of OpenAI's bodies: a job names its adapter in `adapter`");

@@ -11,7 +11,6 @@ enum { ROLE_BYTES_MAX = 64, PATH_BYTES = ERR_FIELD_BYTES };
 static enum err read_part(struct wire_reader *r, struct wire_value v, struct wire_str *text) {
     static const struct wire_field known[] = {{.name = "type"}, {.name = "text"}};
     static const struct wire_table table = WIRE_TABLE(known);
-    static const char wanted[] = "text";
     if (wire_value_type(v) != WIRE_TYPE_MAP) {
         return wire_type_error(r, "", "a map", v);
     }
@@ -19,8 +18,7 @@ static enum err read_part(struct wire_reader *r, struct wire_value v, struct wir
     if (!wire_value_given(type) || wire_value_type(type) != WIRE_TYPE_STR) {
         return wire_field_error(r, ERR_BAD_FIELD, "", "needs a type, a string");
     }
-    struct wire_str name = wire_value_str(type);
-    if (name.bytes != sizeof wanted - 1 || memcmp(name.data, wanted, name.bytes) != 0) {
+    if (!wire_value_is(type, "text")) {
         return wire_field_error(r, ERR_UNSUPPORTED_FIELD, "",
                                 "is not a part of type text, and only "
                                 "these are supported");

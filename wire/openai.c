@@ -16,16 +16,11 @@
 static const char chat_url[] = "/v1/chat/completions";
 static const char text_url[] = "/v1/completions";
 
-static bool str_is(struct wire_value v, const char *text) {
-    struct wire_str s = wire_value_str(v);
-    return s.bytes == strlen(text) && memcmp(s.data, text, s.bytes) == 0;
-}
-
 static enum err read_url(struct wire_reader *r, const struct wire_field *f, struct wire_value v) {
     if (wire_value_type(v) != WIRE_TYPE_STR) {
         return wire_type_error(r, f->name, "a string", v);
     }
-    if (!str_is(v, chat_url) && !str_is(v, text_url)) {
+    if (!wire_value_is(v, chat_url) && !wire_value_is(v, text_url)) {
         return wire_field_error(r, ERR_UNSUPPORTED_FIELD, f->name, "must be %s or %s", chat_url,
                                 text_url);
     }
@@ -111,7 +106,7 @@ enum err wire_openai_read(struct wire_reader *r, struct wire_job *job, struct wi
     }
     struct wire_value url = wire_value_get(root, "url");
     if (e == ERR_OK && wire_value_given(url) && wire_value_type(url) == WIRE_TYPE_STR &&
-        str_is(url, chat_url) != (job->messages != NULL)) {
+        wire_value_is(url, chat_url) != (job->messages != NULL)) {
         e = wire_field_error(r, ERR_BAD_FIELD, "url",
                              "does not fit its body: messages go to %s, "
                              "a prompt to %s",

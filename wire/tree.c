@@ -1,6 +1,7 @@
 #include "wire/tree.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -195,7 +196,8 @@ static enum err check_map(const msgpack_object_map *map, struct err_text *why) {
         if (e != ERR_OK) {
             return e;
         }
-        if (memchr(key->via.str.ptr, 0, key->via.str.size) != NULL) { /* as jansson */
+        if (key->via.str.size > 0 && /* an empty one has no pointer */
+            memchr(key->via.str.ptr, 0, key->via.str.size) != NULL) { /* as jansson */
             return err_set(why, ERR_BAD_MESSAGE, "the message holds a key with a NUL");
         }
         e = check_object(&map->ptr[i].val, why);
@@ -260,12 +262,13 @@ static enum err parse_json(struct wire_tree *tree, const char *data, size_t byte
         return e;
     }
     json_error_t error;
+    errno = 0;
     /* NUL is a character like others: strings here have lengths, and msgpack has it too. */
     tree->root.json = json_loadb(data, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
     if (tree->root.json != NULL) {
         return ERR_OK;
     }
-    if (json_error_code(&error) == json_error_out_of_memory) {
+    if (errno == ENOMEM) { /* jansson often calls it a syntax error */
         return err_set(why, ERR_NO_MEMORY, "no memory to parse a message of %zu bytes", bytes);
     }
     return err_set(why, ERR_BAD_MESSAGE, "the message is not valid JSON: line %d, column %d: %s",
@@ -419,6 +422,15 @@ struct wire_str wire_value_str(struct wire_value v) {
     }
     const msgpack_object_str *s = &v.msgpack->via.str;
     return (struct wire_str){s->size > 0 ? s->ptr : "", s->size};
+}
+
+bool wire_str_is(struct wire_str s, const char *text) {
+    return s.data != NULL && s.bytes == strlen(text) && memcmp(s.data, text, s.bytes) == 0;
+}
+
+bool wire_value_is(struct wire_value v, const char *text) {
+    return wire_value_given(v) && wire_value_type(v) == WIRE_TYPE_STR &&
+           wire_str_is(wire_value_str(v), text);
 }
 
 size_t wire_value_count(struct wire_value v) {

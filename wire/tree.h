@@ -19,7 +19,7 @@ struct wire_value {
     json_t *json; /* borrowed; never changed */
 };
 
-/* A parsed message; the input must outlive it. */
+/* A parsed message; the input must outlive it. Its root points into it: do not copy it. */
 struct wire_tree {
     struct wire_value root;
     msgpack_unpacked unpacked;
@@ -55,6 +55,9 @@ struct wire_str wire_value_str(struct wire_value v);  /* of a STR; data is never
 size_t wire_value_count(struct wire_value v);         /* of a LIST or MAP */
 struct wire_value wire_value_at(struct wire_value list, size_t index);
 struct wire_value wire_value_get(struct wire_value map, const char *key);
+
+bool wire_str_is(struct wire_str s, const char *text);     /* equal; an absent one is nothing */
+bool wire_value_is(struct wire_value v, const char *text); /* a STR that is equal */
 
 /* Walks a map's pairs: zero the iterator, call until false. */
 struct wire_iterator {

@@ -1,9 +1,10 @@
 /* wire.h - the records on Kafka: job, frame, final, dead letter (version 1); no I/O.
  *
  * msgpack by default, JSON where the first byte is '{' or the content type says so; output uses the
- * encoding of its job. A decoded record owns one block of memory that all its strings and arrays
- * lie in; release it with wire_*_deinit(). Strings are UTF-8 (checked), not NUL-terminated.
- * Thread: any; no shared state. Cost: linear in the bytes. */
+ * encoding of its job. A decoded record owns the memory that all its strings and arrays lie in,
+ * about the size of its message; the message itself may go. Release it with wire_*_deinit().
+ * Strings are UTF-8 (checked; U+0000 is a character), not NUL-terminated. Thread: any; no shared
+ * state. Cost: linear in the bytes; a parser's tree lives during a call. */
 #ifndef LORRY_WIRE_WIRE_H
 #define LORRY_WIRE_WIRE_H
 
@@ -18,7 +19,7 @@ enum {
     WIRE_JOB_BYTES_MAX = 8 << 20, /* of a record's value */
     WIRE_ID_BYTES_MAX = 128,      /* id, custom_id, batch_id, tenant, adapter */
     WIRE_DEPTH_MAX = 32,          /* of nested JSON or msgpack */
-    WIRE_VALUES_MAX = 1 << 20,    /* in one message: a parser spends 50 bytes on each */
+    WIRE_VALUES_MAX = 1 << 20,    /* in one message: a parser spends about 50 bytes on each */
     WIRE_MESSAGES_MAX = 4096,
     WIRE_STOPS_MAX = 16,
     WIRE_STOP_BYTES_MAX = 256,
@@ -67,12 +68,15 @@ struct wire_job {
     uint32_t generation; /* a replay raises it */
     enum wire_input input;
     struct wire_str prompt;
-    const uint32_t *tokens;
+    const uint32_t *tokens; /* each at most INT32_MAX, whether known to the model or not */
     size_t token_count;
-    const struct wire_message *messages;
+    const struct wire_message *messages; /* parts of a content are joined by newlines */
     size_t message_count;
-    struct wire_int max_tokens, top_k, seed, logprobs, deadline_ms, ttl_ms, ttft_slo_ms;
+    struct wire_int max_tokens, seed, deadline_ms, ttl_ms, ttft_slo_ms;
+    struct wire_int top_k;    /* -1 and 0: all */
+    struct wire_int logprobs; /* never given yet */
     struct wire_real temperature, top_p, min_p;
+    /* As min_p and reply_topic: only what changes nothing is accepted yet. */
     struct wire_real repetition_penalty, presence_penalty, frequency_penalty;
     const struct wire_str *stop;
     size_t stop_count;
@@ -93,13 +97,15 @@ struct wire_options {
 };
 
 /* Decodes our own jobs and OpenAI batch lines (custom_id + body; body.model names the adapter).
- * `content_type` may be NULL. All limits of §10 are checked; which fields go together too: exactly
- * one of prompt, tokens, messages; ranges (temperature 0..2 is not enforced above: ≥ 0 and finite;
- * top_p in (0, 1]; max_tokens ≥ 1; …). `adapter` is absent for the base, and is a valid id else.
- * On error `job` still holds what was understood of: encoding, id, custom_id, batch_id, generation,
- * adapter (only if valid), metadata; so that the final can name them. Deinit it either way.
- * Errors  ERR_TOO_LARGE, ERR_BAD_MESSAGE, ERR_BAD_VERSION, ERR_BAD_FIELD, ERR_UNSUPPORTED_FIELD;
- * why names the field. ERR_NO_MEMORY. */
+ * `content_type`, `options` and `why` may be NULL. All limits of §10 are checked; which fields go
+ * together too: exactly one of prompt, tokens, messages; ranges (temperature 0..2 is not enforced
+ * above: ≥ 0 and finite; top_p in (0, 1]; max_tokens ≥ 1; …). `adapter` is absent for the base, and
+ * is a valid id else. null is absent; so is an empty id, label or list of stops. With several
+ * faults the same one is reported in either encoding; one of the message as a whole leaves only the
+ * encoding. On error `job` still holds what was understood of: encoding, id, custom_id, batch_id,
+ * generation, adapter (only if valid), metadata; so that the final can name them. Deinit it either
+ * way. Errors  ERR_TOO_LARGE, ERR_BAD_MESSAGE, ERR_BAD_VERSION, ERR_BAD_FIELD,
+ * ERR_UNSUPPORTED_FIELD; why names the field. ERR_NO_MEMORY. */
 NODISCARD enum err wire_job_decode(struct wire_job *job, const void *data, size_t bytes,
                                    const char *content_type, const struct wire_options *options,
                                    struct err_text *why);
@@ -110,7 +116,8 @@ bool wire_adapter_id_valid(struct wire_str id); /* 1..128 of A-Za-z0-9._:@-, no 
 
 /* ---- output ------------------------------------------------------------------------------- */
 
-/* A growing buffer of bytes, for encoders; zero it first. */
+/* A growing buffer of bytes; zero it first. Encoders append, or on error leave it as it was: set
+ * `bytes` to 0 to use it again. */
 struct wire_buffer {
     char *data;
     size_t bytes, room;
@@ -148,7 +155,7 @@ struct wire_final {
     const uint32_t *tokens;
     size_t token_count;
     uint32_t prompt_tokens, completion_tokens, cached_tokens;
-    struct { /* milliseconds; < 0 = did not happen */
+    struct { /* milliseconds, on the wire to the microsecond; < 0 = did not happen */
         double queued, first_token, total;
     } timing;
     struct wire_str worker;
@@ -178,7 +185,8 @@ void wire_final_deinit(struct wire_final *f);
 /* The reader's rule: true when (attempt, run) of `b` supersedes that of `a`. */
 bool wire_supersedes(uint32_t attempt_a, const char *run_a, uint32_t attempt_b, const char *run_b);
 
-/* One line of an OpenAI batch output file (or error file) for a final, with its newline. */
+/* One line of an OpenAI batch output file (succeeded) or error file (else), with its newline. Where
+ * custom_id is absent the id stands for it. */
 NODISCARD enum err wire_final_openai(const struct wire_final *f, struct wire_buffer *out);
 
 /* The headers of a dead letter: `__dlq.errors.*` names and values, besides the unchanged bytes. */
