@@ -1,10 +1,13 @@
 /* main.c - lorryd: the worker as a program. */
+#include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "worker/worker.h"
 
@@ -14,30 +17,57 @@ static const char usage[] =
     "  lorryd --model DIR [--adapters DIR] [--kafka.brokers HOST:PORT] [options]\n"
     "\n"
     "Takes jobs from the jobs topics as a member of the consumer group, runs them in continuous\n"
-    "batches, and sends token streams and finals back to Kafka. SIGTERM or SIGINT: finish what runs\n"
+    "batches, and sends token streams and finals back to Kafka. SIGTERM or SIGINT: finish what "
+    "runs\n"
     "(at most worker.drain_s), give the rest back, exit 0; a second one: exit at once.\n"
     "Exit codes: 0 done, 2 usage or configuration, 3 model or adapters, 4 device, 5 broker,\n"
     "6 fenced. Options, from flags, environment (LORRY_SECTION_NAME), and lorry.yaml:\n\n";
 
 extern char **environ;
 
-/* Waits for signals, so that no handler runs on a thread that does something else. */
+/* Posted by every SIGTERM and SIGINT. A handler, not sigwait(): threads that libraries start before
+ * main() or with a mask of their own (OpenBLAS, librdkafka) do not block the signals, and one of
+ * them would take the default action. Static, since a handler has no other way to it. */
+static sem_t signals;
+
+static void signal_came(int number) {
+    (void)number;
+    int saved = errno;
+    (void)sem_post(&signals);
+    errno = saved;
+}
+
+/* In every thread of ours the signals are blocked but in the one that waits for them, so that no
+ * system call of the others is interrupted. */
+static void signals_catch(void) {
+    sigset_t set;
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGTERM);
+    (void)sigaddset(&set, SIGINT);
+    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
+    CHECK(sem_init(&signals, 0, 0) == 0);
+    struct sigaction action = {.sa_handler = signal_came, .sa_flags = SA_RESTART};
+    (void)sigemptyset(&action.sa_mask);
+    CHECK(sigaction(SIGTERM, &action, NULL) == 0);
+    CHECK(sigaction(SIGINT, &action, NULL) == 0);
+    (void)signal(SIGPIPE, SIG_IGN);
+}
+
 static void *signals_main(void *argument) {
     struct worker *w = argument;
     sigset_t set;
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGTERM);
     (void)sigaddset(&set, SIGINT);
+    (void)pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     for (int count = 0;; count++) {
-        int number = 0;
-        if (sigwait(&set, &number) != 0) {
-            continue;
-        }
+        while (sem_wait(&signals) != 0) {
+        } /* interrupted by the handler itself */
         if (count > 0) {
-            log_warn("worker", "second signal: exit without waiting signal=%d", number);
+            log_warn("worker", "second signal: exit without waiting");
             _exit(EXIT_JOBS);
         }
-        log_info("worker", "draining signal=%d", number);
+        log_info("worker", "draining");
         worker_drain(w);
     }
     return NULL;
@@ -96,12 +126,7 @@ int main(int argc, char **argv) {
             return EXIT_DONE;
         }
     }
-    sigset_t set; /* blocked in every thread; one waits for them */
-    (void)sigemptyset(&set);
-    (void)sigaddset(&set, SIGTERM);
-    (void)sigaddset(&set, SIGINT);
-    (void)pthread_sigmask(SIG_BLOCK, &set, NULL);
-    (void)signal(SIGPIPE, SIG_IGN);
+    signals_catch();
     struct config *config = NULL;
     int rest = 0;
     struct config_input input = {.argc = argc - 1, .argv = argv + 1, .environ = environ};
