@@ -66,7 +66,8 @@ enum err {
 
 enum { ERR_TEXT_BYTES = 512, ERR_FIELD_BYTES = 64 };
 
-/* What a person needs to know of one failure. Zero it before first use: `struct err_text why = {0};` */
+/* What a person needs to know of one failure. Zero it before first use: `struct err_text why =
+ * {0};` */
 struct err_text {
     char message[ERR_TEXT_BYTES]; /* one sentence without a full stop, NUL-terminated */
     char field[ERR_FIELD_BYTES];  /* the field, option or tensor at fault; may be empty */

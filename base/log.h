@@ -30,7 +30,7 @@ const char *log_quote(char *room, size_t room_bytes, const char *text);
 #define log_error(facility, ...) log_line(LOG_ERROR, facility, __VA_ARGS__)
 #define log_warn(facility, ...) log_line(LOG_WARN, facility, __VA_ARGS__)
 #define log_info(facility, ...) log_line(LOG_INFO, facility, __VA_ARGS__)
-#define log_debug(facility, ...)                                                                   \
+#define log_debug(facility, ...) \
     (log_enabled(LOG_DEBUG, facility) ? log_line(LOG_DEBUG, facility, __VA_ARGS__) : (void)0)
 
 #endif

@@ -32,8 +32,7 @@ static void name_job(const struct admit_options *o, struct job *job) {
         return;
     }
     (void)snprintf(job->id, sizeof job->id, "@%s/%" PRId32 "/%" PRId64,
-                   o->ops->topic_name(o->source, job->at.topic), job->at.partition,
-                   job->at.offset);
+                   o->ops->topic_name(o->source, job->at.topic), job->at.partition, job->at.offset);
 }
 
 static enum err find_adapter(const struct admit_options *o, struct job *job) {
@@ -76,6 +75,7 @@ static enum err take_tokens(const struct admit_options *o, struct job *job) {
                                  job->wire.tokens[i], o->model->shape.vocab - 1);
         }
     }
+    CHECK(count > 0); /* wire/ refuses an empty prompt */
     job->prompt = malloc(count * sizeof *job->prompt);
     if (job->prompt == NULL) {
         return ERR_NO_MEMORY;
@@ -113,6 +113,7 @@ static enum err encode(const struct admit_options *o, struct job *job, const cha
         free(tokens);
         return e;
     }
+    CHECK(count > 0);
     uint32_t *fitted = realloc(tokens, count * sizeof *tokens);
     job->prompt = fitted != NULL ? fitted : tokens;
     job->prompt_count = (uint32_t)count;
@@ -137,8 +138,8 @@ static enum err encode_messages(const struct admit_options *o, struct job *job) 
     }
     char *rendered = NULL;
     size_t bytes = 0;
-    enum err e = text_render_chat(o->text, messages, job->wire.message_count, &rendered, &bytes,
-                                  &job->why);
+    enum err e =
+        text_render_chat(o->text, messages, job->wire.message_count, &rendered, &bytes, &job->why);
     if (e == ERR_OK) {
         e = encode(o, job, rendered, bytes, false, "messages");
         text_release(rendered);
@@ -194,8 +195,8 @@ static enum err parameters(const struct admit_options *o, struct job *job) {
     struct kern_slot_set *s = &job->sampling;
     s->temperature = w->temperature.given ? (float)w->temperature.value : o->model->temperature;
     s->top_p = w->top_p.given ? (float)w->top_p.value : o->model->top_p;
-    s->top_k = w->top_k.given ? (uint32_t)(w->top_k.value > 0 ? w->top_k.value : 0)
-                              : o->model->top_k;
+    s->top_k =
+        w->top_k.given ? (uint32_t)(w->top_k.value > 0 ? w->top_k.value : 0) : o->model->top_k;
     s->seed = w->seed.given ? (uint64_t)w->seed.value : seed_of(job);
     job->stream = w->stream.given ? w->stream.value != 0 : o->config->frames_default;
     uint32_t room = o->model->shape.positions - job->prompt_count;

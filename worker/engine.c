@@ -8,8 +8,8 @@
 #include "worker/engine_internal.h"
 
 enum {
-    IDLE_WAIT_MS = 100,   /* at most; the bell ends it */
-    LOADING_WAIT_MS = 2,  /* while something is on its way and nothing can be computed */
+    IDLE_WAIT_MS = 100,  /* at most; the bell ends it */
+    LOADING_WAIT_MS = 2, /* while something is on its way and nothing can be computed */
     STORE_CHUNK_BYTES = 64 << 20,
 };
 
@@ -72,21 +72,20 @@ static enum err open_pool(struct engine *e) {
 static enum err open_adapters(struct engine *e) {
     const struct config *c = e->options.config;
     const struct engine_options *o = &e->options;
-    return adapters_open(
-        &e->adapters,
-        &(struct adapters_options){.model = o->model,
-                                   .files = {.root = c->adapters_dir,
-                                             .page_tokens = o->limits.page_tokens,
-                                             .elem_bytes = o->ops->elem_bytes(o->device),
-                                             .page_count_max = o->limits.adapter_pages},
-                                   .pool = e->pool,
-                                   .store = e->store,
-                                   .jobs_max = e->jobs_max,
-                                   .resident_max = o->limits.adapters,
-                                   .loaders = (uint32_t)c->store_threads,
-                                   .retry_ms = (uint32_t)c->adapters_retry_ms,
-                                   .metrics = o->metrics,
-                                   .loop = &e->bell});
+    return adapters_open(&e->adapters, &(struct adapters_options){
+                                           .model = o->model,
+                                           .files = {.root = c->adapters_dir,
+                                                     .page_tokens = o->limits.page_tokens,
+                                                     .elem_bytes = o->ops->elem_bytes(o->device),
+                                                     .page_count_max = o->limits.adapter_pages},
+                                           .pool = e->pool,
+                                           .store = e->store,
+                                           .jobs_max = e->jobs_max,
+                                           .resident_max = o->limits.adapters,
+                                           .loaders = (uint32_t)c->store_threads,
+                                           .retry_ms = (uint32_t)c->adapters_retry_ms,
+                                           .metrics = o->metrics,
+                                           .loop = &e->bell});
 }
 
 static enum err open_scheduler(struct engine *e) {

@@ -1,8 +1,8 @@
 /* engine.h - the loop: owns the scheduler, the pool and the device, and runs the steps.
  *
- * One turn: drain inboxes → plan → apply → upload and launch → read back the step before → hand over.
- * The loop runs one step ahead of what it has read: sampled tokens stay on the device and feed the
- * next step. Text is never touched here.
+ * One turn: drain inboxes → plan → apply → upload and launch → read back the step before → hand
+ * over. The loop runs one step ahead of what it has read: sampled tokens stay on the device and
+ * feed the next step. Text is never touched here.
  *
  * Thread: engine_run() is the loop thread; functions that say so may be called by others. */
 #ifndef LORRY_WORKER_ENGINE_H
@@ -51,8 +51,8 @@ void engine_registry(struct engine *e, struct registry *registry);
 void engine_give(struct engine *e, struct job *job);
 /* Thread: any. */
 void engine_wake(struct engine *e);
-/* Thread: any. Jobs that wait are dropped at once, running ones go on for at most `budget_ms`, then are
- * dropped too; engine_run() returns. */
+/* Thread: any. Jobs that wait are dropped at once, running ones go on for at most `budget_ms`, then
+ * are dropped too; engine_run() returns. */
 void engine_drain(struct engine *e, uint32_t budget_ms);
 /* Thread: any. engine_run() returns at its next turn; all jobs must have ended before. */
 void engine_stop(struct engine *e);

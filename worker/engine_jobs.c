@@ -86,9 +86,10 @@ static void job_enter(struct engine *e, struct job *job) {
     enum err entered = sched_enter(e->sched, &entry, &bound);
     if (entered != ERR_OK) {
         CHECK(entered != ERR_NO_SPACE); /* the waiting room has a place for every job */
-        job_refuse(e, job, entered,
-                   &(struct err_text){.message = "the prompt and its adapter do not fit into the pool",
-                                      .field = "prompt"});
+        job_refuse(
+            e, job, entered,
+            &(struct err_text){.message = "the prompt and its adapter do not fit into the pool",
+                               .field = "prompt"});
         return;
     }
     job->in_scheduler = true;
@@ -140,8 +141,8 @@ void engine_take_adapters(struct engine *e, int64_t now_us) {
     struct adapters_news news;
     while (adapters_take(e->adapters, &news, now_us)) {
         enum err_disposition disposition = err_disposition(news.error);
-        bool refused = disposition != ERR_DO_NOTHING && disposition != ERR_RETRY &&
-                       disposition != ERR_LATER;
+        bool refused =
+            disposition != ERR_DO_NOTHING && disposition != ERR_RETRY && disposition != ERR_LATER;
         if (refused) {
             (void)strncpy(news.facts.id, adapters_id(e->adapters, news.entry),
                           sizeof news.facts.id - 1);

@@ -112,12 +112,13 @@ static void add_segment(struct engine *e, const struct job *job, uint32_t tokens
         return;
     }
     uint32_t adapter = adapters_device_index(e->adapters, job->entry);
-    struct kern_segment *last =
-        step->segment_count > 0 ? &e->segments[step->segment_count - 1] : NULL;
-    if (last != NULL && last->adapter == adapter &&
-        last->token_begin + last->token_count == step->token_count) {
-        last->token_count += tokens;
-        return;
+    if (step->segment_count > 0) {
+        struct kern_segment *last = &e->segments[step->segment_count - 1];
+        if (last->adapter == adapter &&
+            last->token_begin + last->token_count == step->token_count) {
+            last->token_count += tokens;
+            return;
+        }
     }
     e->segments[step->segment_count++] = (struct kern_segment){
         .adapter = adapter, .token_begin = step->token_count, .token_count = tokens};
@@ -191,8 +192,8 @@ static enum err launch(struct engine *e, const struct sched_plan *plan) {
     record->tokens = step.token_count;
     record->adapter_pages = step_adapter_pages(e, plan);
     record->launched_us = clock_mono_us();
-    enum err ran = model_step(e->options.model, e->options.ops, e->options.device, &step,
-                              &record->ticket);
+    enum err ran =
+        model_step(e->options.model, e->options.ops, e->options.device, &step, &record->ticket);
     if (ran != ERR_OK) {
         return ran;
     }
@@ -242,8 +243,8 @@ static void take_token(struct engine *e, struct job *job, const struct kern_samp
 enum err engine_read(struct engine *e) {
     CHECK(e->step_count > 0);
     struct engine_step *record = &e->steps[e->step_head];
-    enum err read = e->options.ops->step_read(e->options.device, record->ticket, e->samples,
-                                              record->row_count);
+    enum err read =
+        e->options.ops->step_read(e->options.device, record->ticket, e->samples, record->row_count);
     if (read != ERR_OK) {
         return read;
     }

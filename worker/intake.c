@@ -11,7 +11,7 @@
 #include "worker/acks.h"
 
 enum {
-    POLL_MS = 10,         /* how long a delivered outcome may wait for its commit */
+    POLL_MS = 10, /* how long a delivered outcome may wait for its commit */
 };
 
 struct intake {
@@ -21,7 +21,7 @@ struct intake {
     struct job **free; /* stack */
     uint32_t free_count, jobs_max;
     uint64_t bytes_held;
-    bool holding;     /* all partitions are held: no free job, or no bytes */
+    bool holding;      /* all partitions are held: no free job, or no bytes */
     bool source_ended; /* a file was read to its end */
     bool ended_told;
     int64_t commit_due_us;

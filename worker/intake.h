@@ -1,8 +1,9 @@
 /* intake.h - the source thread: polls records, owns the acks and the table of jobs, commits.
  *
  * A record becomes a job when there is a free one and the backlog's bytes allow it; else the
- * partitions are held, and the rest waits on Kafka. Jobs come back when their outcomes are delivered
- * or when they were dropped. On revoke: commit at once, and the partition's jobs are dropped. */
+ * partitions are held, and the rest waits on Kafka. Jobs come back when their outcomes are
+ * delivered or when they were dropped. On revoke: commit at once, and the partition's jobs are
+ * dropped. */
 #ifndef LORRY_WORKER_INTAKE_H
 #define LORRY_WORKER_INTAKE_H
 
@@ -26,7 +27,7 @@ struct intake_options {
     struct source *source;
     const struct source_ops *ops;
     struct metrics *metrics;
-    struct health *health; /* told whether the broker is reached; NULL = none */
+    struct health *health;    /* told whether the broker is reached; NULL = none */
     _Atomic uint32_t *epochs; /* [INTAKE_PARTITIONS_MAX], written here */
     _Atomic uint64_t *revocations;
     void (*received)(void *context, struct job *job); /* to admit */

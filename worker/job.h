@@ -40,12 +40,13 @@ enum job_outcome {
     JOB_DROPPED, /* its partition went, or we drain: no final, nothing committed */
 };
 
-/* Bits of job.news. A thread that sets one touches the job no more unless it is still its owner: the
- * publish thread may finish and give away the job as soon as it sees what it waits for. */
+/* Bits of job.news. A thread that sets one touches the job no more unless it is still its owner:
+ * the publish thread may finish and give away the job as soon as it sees what it waits for. */
 enum {
-    JOB_QUEUED = 1,  /* in publish's ring */
-    JOB_ENDED = 2,   /* set by the loop, its last touch: outcome and all it owned are final */
-    JOB_ATTEMPT = 4, /* set by the registry, its last touch but for registry_leave(): attempt is known */
+    JOB_QUEUED = 1, /* in publish's ring */
+    JOB_ENDED = 2,  /* set by the loop, its last touch: outcome and all it owned are final */
+    JOB_ATTEMPT =
+        4, /* set by the registry, its last touch but for registry_leave(): attempt is known */
 };
 
 struct job;
@@ -57,7 +58,7 @@ struct job_tag {
 };
 
 struct job {
-    uint32_t index; /* in the table; constant */
+    uint32_t index;                     /* in the table; constant */
     struct job_tag tag_final, tag_dead; /* constant */
 
     /* ---- source; constant afterwards ---- */
@@ -124,9 +125,9 @@ struct job {
     int64_t frame_due_us; /* 0 = nothing gathered */
     bool stop_cut;
     bool start_sent;
-    uint32_t active; /* place in publish's list of streaming jobs + 1; 0 = not in it */
+    uint32_t active;     /* place in publish's list of streaming jobs + 1; 0 = not in it */
     uint32_t deliveries; /* outcomes not yet reported delivered */
-    uint32_t shrink; /* what was left out of the final: see publish.c */
+    uint32_t shrink;     /* what was left out of the final: see publish.c */
 };
 
 /* Readies a table entry, zeroed or used, for its next job; frees what the last one held. */

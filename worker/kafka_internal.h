@@ -1,4 +1,5 @@
-/* kafka_internal.h - the kafka source's two clients: kafka_open.c makes them, source_kafka.c runs them. */
+/* kafka_internal.h - the kafka source's two clients: kafka_open.c makes them, source_kafka.c runs
+ * them. */
 #ifndef LORRY_WORKER_KAFKA_INTERNAL_H
 #define LORRY_WORKER_KAFKA_INTERNAL_H
 
@@ -10,9 +11,9 @@
 #include "worker/source.h"
 
 enum {
-    KAFKA_TOPICS_MAX = 64,       /* of jobs */
-    KAFKA_COMMITTED_MS = 10000,  /* to learn where the group stands */
-    KAFKA_STATS_MS = 2000,       /* how soon a lost broker shows */
+    KAFKA_TOPICS_MAX = 64,          /* of jobs */
+    KAFKA_COMMITTED_MS = 10000,     /* to learn where the group stands */
+    KAFKA_STATS_MS = 2000,          /* how soon a lost broker shows */
     KAFKA_MESSAGE_BYTES = 16 << 20, /* ours; the broker's own limit decides */
 };
 
@@ -41,7 +42,7 @@ struct source {
     rd_kafka_topic_partition_list_t *revoking; /* unassigned once the caller has seen its events */
 
     /* Publish thread. */
-    rd_kafka_event_t *reports; /* taken from the queue, not all returned yet */
+    rd_kafka_event_t *reports;   /* taken from the queue, not all returned yet */
     struct source_report *stash; /* reports taken while the queue was full */
     uint32_t stash_count, stash_room;
 

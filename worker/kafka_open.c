@@ -1,4 +1,5 @@
-/* kafka_open.c - configuration of librdkafka, and what must be true of the cluster before we join. */
+/* kafka_open.c - configuration of librdkafka, and what must be true of the cluster before we join.
+ */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +39,8 @@ static enum err set_all(rd_kafka_conf_t *conf, const struct property *properties
     return e;
 }
 
-/* The user's properties; they win over what we would choose, but not over what the contract needs. */
+/* The user's properties; they win over what we would choose, but not over what the contract needs.
+ */
 static enum err set_users(rd_kafka_conf_t *conf, const struct config *config,
                           struct err_text *why) {
     enum err e = ERR_OK;
@@ -56,7 +58,10 @@ static enum err set_users(rd_kafka_conf_t *conf, const struct config *config,
 static void log_client(const rd_kafka_t *rk, int level, const char *facility, const char *text) {
     char quoted[LOG_LINE_BYTES / 2];
     (void)rk;
-    log_line(level <= 3 ? LOG_ERROR : level == 4 ? LOG_WARN : level <= 6 ? LOG_INFO : LOG_DEBUG,
+    log_line(level <= 3   ? LOG_ERROR
+             : level == 4 ? LOG_WARN
+             : level <= 6 ? LOG_INFO
+                          : LOG_DEBUG,
              "kafka", "client facility=%s text=%s", facility,
              log_quote(quoted, sizeof quoted, text));
 }
@@ -127,9 +132,9 @@ static enum err open_consumer(struct source *s, uint32_t partitions, struct err_
     const struct property ours[] = {
         {"group.id", s->config->kafka_group},
         {"session.timeout.ms", session},
-        {"enable.auto.commit", "false"},       /* acks.h decides */
+        {"enable.auto.commit", "false"}, /* acks.h decides */
         {"enable.auto.offset.store", "false"},
-        {"auto.offset.reset", "error"},        /* never skip silently */
+        {"auto.offset.reset", "error"},         /* never skip silently */
         {"queued.max.messages.kbytes", kbytes}, /* counts per partition, as each has its queue */
         {"queued.min.messages", "1000"},
         {"fetch.wait.max.ms", "100"},
@@ -199,10 +204,11 @@ static enum err check_topics(const struct source *s, const struct rd_kafka_metad
             return missing("kafka.jobs", s->topics[i], why);
         }
         if (each != 0 && each != t->partition_cnt) {
-            return err_set_field(why, ERR_BAD_CONFIG, "kafka.jobs",
-                                 "topic %s has %d partitions, topic %s has %d; jobs topics must have "
-                                 "equally many",
-                                 s->topics[0], each, s->topics[i], t->partition_cnt);
+            return err_set_field(
+                why, ERR_BAD_CONFIG, "kafka.jobs",
+                "topic %s has %d partitions, topic %s has %d; jobs topics must have "
+                "equally many",
+                s->topics[0], each, s->topics[i], t->partition_cnt);
         }
         each = t->partition_cnt;
     }
@@ -227,11 +233,10 @@ static enum err wait_for_broker(struct source *s, uint32_t *partitions, struct e
             return e;
         }
         if (clock_mono_us() >= until_us) {
-            return err_set_field(why, ERR_BROKER, "kafka.brokers",
-                                 "no broker answers at %s after %lld s: %s",
-                                 s->config->kafka_brokers,
-                                 (long long)s->config->kafka_start_timeout_s,
-                                 rd_kafka_err2str(err));
+            return err_set_field(
+                why, ERR_BROKER, "kafka.brokers", "no broker answers at %s after %lld s: %s",
+                s->config->kafka_brokers, (long long)s->config->kafka_start_timeout_s,
+                rd_kafka_err2str(err));
         }
         if (!said) {
             said = true;
@@ -244,9 +249,8 @@ static enum err wait_for_broker(struct source *s, uint32_t *partitions, struct e
 /* The value of a topic's cleanup.policy into `policy`; false: the broker would not say. */
 static bool topic_policy(rd_kafka_event_t *result, char *policy, size_t room) {
     size_t count = 0;
-    const rd_kafka_ConfigResource_t **resources =
-        rd_kafka_DescribeConfigs_result_resources(rd_kafka_event_DescribeConfigs_result(result),
-                                                  &count);
+    const rd_kafka_ConfigResource_t **resources = rd_kafka_DescribeConfigs_result_resources(
+        rd_kafka_event_DescribeConfigs_result(result), &count);
     for (size_t i = 0; i < count; i++) {
         size_t entries = 0;
         const rd_kafka_ConfigEntry_t **entry =
@@ -277,10 +281,11 @@ static enum err refuse_compacted(struct source *s, struct err_text *why) {
             !topic_policy(result, policy, sizeof policy)) {
             log_warn("kafka", "cleanup.policy not known topic=%s", s->topics[i]);
         } else if (strstr(policy, "compact") != NULL) {
-            e = err_set_field(why, ERR_BAD_CONFIG, "kafka.jobs",
-                              "topic %s has cleanup.policy=%s, which would keep one job an adapter; "
-                              "jobs topics need delete",
-                              s->topics[i], policy);
+            e = err_set_field(
+                why, ERR_BAD_CONFIG, "kafka.jobs",
+                "topic %s has cleanup.policy=%s, which would keep one job an adapter; "
+                "jobs topics need delete",
+                s->topics[i], policy);
         }
         if (result != NULL) {
             rd_kafka_event_destroy(result);
@@ -292,8 +297,7 @@ static enum err refuse_compacted(struct source *s, struct err_text *why) {
 }
 
 static enum err join(struct source *s, struct err_text *why) {
-    rd_kafka_topic_partition_list_t *list =
-        rd_kafka_topic_partition_list_new((int)s->topic_count);
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)s->topic_count);
     for (uint32_t i = 0; i < s->topic_count; i++) {
         (void)rd_kafka_topic_partition_list_add(list, s->topics[i], RD_KAFKA_PARTITION_UA);
     }

@@ -40,7 +40,7 @@ struct publish {
 
 void publish_job(struct publish *p, struct job *job, uint32_t what) {
     uint32_t before = atomic_fetch_or(&job->news, what | JOB_QUEUED);
-    if ((before & JOB_QUEUED) == 0) { /* else publish will see it when it takes the job out */
+    if ((before & JOB_QUEUED) == 0) {     /* else publish will see it when it takes the job out */
         CHECK(ring_push(&p->inbox, job)); /* a cell for every job there is */
         bell_ring(&p->bell);
     }
@@ -146,8 +146,8 @@ static void frame_send(struct publish *p, struct job *job, enum wire_kind kind, 
     enum err e = wire_frame_encode(&f, job->wire.encoding, &p->buffer);
     struct err_text why = {0};
     if (e == ERR_OK) {
-        struct source_header headers[2] = {
-            {"content-type", wire_content_type(job->wire.encoding)}, {"job-id", job->id}};
+        struct source_header headers[2] = {{"content-type", wire_content_type(job->wire.encoding)},
+                                           {"job-id", job->id}};
         struct source_message m = {.output = SOURCE_FRAME,
                                    .key = job->id,
                                    .key_bytes = strlen(job->id),
@@ -235,8 +235,7 @@ static void final_error(struct wire_final *f, const struct job *job) {
         return;
     }
     f->error_code = err_name(job->error);
-    const char *message =
-        job->why.message[0] != '\0' ? job->why.message : err_text(job->error);
+    const char *message = job->why.message[0] != '\0' ? job->why.message : err_text(job->error);
     f->error_message = (struct wire_str){message, strlen(message)};
     if (job->why.field[0] != '\0') {
         f->error_field = (struct wire_str){job->why.field, strlen(job->why.field)};
@@ -387,11 +386,12 @@ static void job_ended(struct publish *p, struct job *job) {
     if (job->stream && job->started_us != 0) {
         frames_flush(p, job, true);
     }
-    log_info("publish", "final status=%s adapter=%s prompt_tokens=%u completion_tokens=%u "
+    log_info("publish",
+             "final status=%s adapter=%s prompt_tokens=%u completion_tokens=%u "
              "total_ms=%.1f id=%s",
              wire_status_name(outcomes[job->outcome].status),
-             job->adapter[0] != '\0' ? job->adapter : "base", job->prompt_count,
-             stream_tokens(job), milliseconds(job->received_us, job->ended_us), job->id);
+             job->adapter[0] != '\0' ? job->adapter : "base", job->prompt_count, stream_tokens(job),
+             milliseconds(job->received_us, job->ended_us), job->id);
     metrics_add(p->options.metrics, METRIC_TOKENS_OUTPUT, stream_tokens(job));
     metrics_add_adapter(p->options.metrics, METRIC_ADAPTER_JOBS, job->metrics_adapter, 1);
     metrics_add_adapter(p->options.metrics, METRIC_ADAPTER_TOKENS, job->metrics_adapter,

@@ -29,7 +29,8 @@ struct publish_options {
     const char *group; /* named in dead letters */
     uint32_t jobs_max;
     uint32_t frame_interval_ms;
-    const _Atomic uint32_t *epochs; /* as the engine's: nothing is produced for a partition that went */
+    const _Atomic uint32_t
+        *epochs; /* as the engine's: nothing is produced for a partition that went */
     void (*done)(void *context, struct job *job, bool delivered); /* the job is the callee's */
     void (*fatal)(void *context, enum err e, const struct err_text *why);
     void *context;
@@ -37,11 +38,12 @@ struct publish_options {
 
 NODISCARD enum err publish_open(struct publish **out, const struct publish_options *options);
 
-/* Thread: any. The job has news: `what` is 0, JOB_ENDED or JOB_ATTEMPT, after which the caller touches
- * it no more. Never blocks, never full. */
+/* Thread: any. The job has news: `what` is 0, JOB_ENDED or JOB_ATTEMPT, after which the caller
+ * touches it no more. Never blocks, never full. */
 void publish_job(struct publish *p, struct job *job, uint32_t what);
 
-/* Ends the thread after all jobs that ended were delivered, or after `timeout_ms`. true: all were. */
+/* Ends the thread after all jobs that ended were delivered, or after `timeout_ms`. true: all were.
+ */
 bool publish_finish(struct publish *p, uint32_t timeout_ms);
 void publish_close(struct publish *p); /* NULL is fine */
 

@@ -16,8 +16,8 @@
 #include "worker/registry_internal.h"
 
 enum {
-    PIPELINE = 64,        /* jobs asked about in one round trip */
-    FACTS_MAX = 256,      /* verdicts waiting to be written; more are not: best effort */
+    PIPELINE = 64,   /* jobs asked about in one round trip */
+    FACTS_MAX = 256, /* verdicts waiting to be written; more are not: best effort */
     UPDATES_MAX = 1024,
     ADAPTERS_CACHED = 1 << 10,
     ADAPTER_AGE_US = 5000000, /* how old a cached default may be; events end it earlier */
@@ -27,7 +27,7 @@ enum {
     PAUSE_MS_MAX = 5000,
 };
 
-struct held { /* a job that events may be about */
+struct held {      /* a job that events may be about */
     uint64_t hash; /* 0 = free */
     char id[JOB_ID_BYTES];
 };
@@ -59,8 +59,8 @@ struct registry {
     bool started;
     _Atomic bool closing;
 
-    pthread_mutex_t lock; /* the only one here; nothing is called under it */
-    struct held *held;    /* [jobs_max] by job index; guarded by lock */
+    pthread_mutex_t lock;                        /* the only one here; nothing is called under it */
+    struct held *held;                           /* [jobs_max] by job index; guarded by lock */
     struct registry_update updates[UPDATES_MAX]; /* ring; guarded by lock */
     uint32_t update_head, update_count;
     struct registry_heartbeat beat; /* guarded by lock */
@@ -129,7 +129,8 @@ static redisReply *reply_next(struct registry *r) {
     return reply;
 }
 
-static void append(struct registry *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
+static void append(struct registry *r, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 static void append(struct registry *r, const char *format, ...) {
     va_list args;
     va_start(args, format);
@@ -312,8 +313,7 @@ static bool take_starts(struct registry *r) {
 static void take_facts(struct registry *r) {
     struct facts *f = NULL;
     while ((f = ring_pop(&r->facts)) != NULL) {
-        append(r,
-               "HSET lorry:adapter:%s revision %s rank %u bytes %llu state %s message %s",
+        append(r, "HSET lorry:adapter:%s revision %s rank %u bytes %llu state %s message %s",
                f->adapter.id, f->adapter.revision, f->adapter.rank_max,
                (unsigned long long)f->adapter.file_bytes, f->refused ? "refused" : "usable",
                f->message);

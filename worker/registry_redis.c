@@ -69,8 +69,8 @@ enum err redis_address_parse(struct redis_address *a, const char *url, struct er
         good = good && parse_host(a, at != NULL ? at + 1 : rest);
     } else if (strncmp(url, "rediss://", 9) == 0) {
         return err_set_field(why, ERR_BAD_CONFIG, "redis.url",
-                             "TLS needs hiredis 1.0 or later; this build has %d.%d",
-                             HIREDIS_MAJOR, HIREDIS_MINOR);
+                             "TLS needs hiredis 1.0 or later; this build has %d.%d", HIREDIS_MAJOR,
+                             HIREDIS_MINOR);
     }
     if (!good) { /* the URL may hold a password: it is not repeated */
         return err_set_field(why, ERR_BAD_CONFIG, "redis.url",
@@ -105,8 +105,7 @@ static bool log_in(redisContext *c, const struct redis_address *a, struct err_te
     return ok && (a->database == 0 || command_ok(c, 2, choose, why));
 }
 
-redisContext *redis_open(const struct redis_address *a, uint32_t timeout_ms,
-                         struct err_text *why) {
+redisContext *redis_open(const struct redis_address *a, uint32_t timeout_ms, struct err_text *why) {
     struct timeval timeout = {.tv_sec = timeout_ms / 1000,
                               .tv_usec = (suseconds_t)(timeout_ms % 1000) * 1000};
     redisContext *c = a->path[0] != '\0' ? redisConnectUnixWithTimeout(a->path, timeout)

@@ -38,13 +38,13 @@ struct source_record {
 enum source_event_kind {
     SOURCE_NOTHING,
     SOURCE_RECORD,
-    SOURCE_ASSIGNED, /* a partition is ours from offset `at.offset` on */
-    SOURCE_REVOKED,  /* it goes: `commit` works until the next poll */
-    SOURCE_LOST,     /* it is gone: committing is forbidden */
+    SOURCE_ASSIGNED,  /* a partition is ours from offset `at.offset` on */
+    SOURCE_REVOKED,   /* it goes: `commit` works until the next poll */
+    SOURCE_LOST,      /* it is gone: committing is forbidden */
     SOURCE_COMMITTED, /* a commit that was not waited for has ended: `at.offset` is its `next`,
                          `error` how */
-    SOURCE_END,      /* file: all records were returned */
-    SOURCE_FATAL,    /* `error` says why: the process ends with its exit code */
+    SOURCE_END,       /* file: all records were returned */
+    SOURCE_FATAL,     /* `error` says why: the process ends with its exit code */
 };
 
 struct source_event {
@@ -109,8 +109,8 @@ struct source_ops {
 /* Names in both: topics of jobs and of outputs, from the configuration. */
 struct config;
 
-/* A new librdkafka configuration with kafka.brokers and kafka.properties applied, for whoever talks to
- * the same cluster; the caller's until a client takes it over. NULL: why names the property. */
+/* A new librdkafka configuration with kafka.brokers and kafka.properties applied, for whoever talks
+ * to the same cluster; the caller's until a client takes it over. NULL: why names the property. */
 struct rd_kafka_conf_s;
 struct rd_kafka_conf_s *source_kafka_conf(const struct config *config, struct err_text *why);
 

@@ -85,8 +85,8 @@ static void file_poll(struct source *s, struct source_event *event, uint32_t tim
         if (ferror(s->input)) {
             event->kind = SOURCE_FATAL;
             event->error = ERR_BAD_CONFIG;
-            (void)err_set(&event->why, ERR_BAD_CONFIG, "read line %lld: %s",
-                          (long long)s->line + 1, strerror(errno));
+            (void)err_set(&event->why, ERR_BAD_CONFIG, "read line %lld: %s", (long long)s->line + 1,
+                          strerror(errno));
         }
     }
 }

@@ -1,9 +1,9 @@
 /* source_kafka.c - the `kafka` source: a member of the consumer group, and the producer.
  *
- * Events come from three queues: the consumer's (rebalances, errors, statistics, stray records), the
- * commits', and one for each assigned partition, which is read only while it is not held. That is
- * the back-pressure: librdkafka stops fetching a partition whose queue is full, and nothing that was
- * fetched is thrown away as pausing would. The consumer's queue is polled all the time, so the
+ * Events come from three queues: the consumer's (rebalances, errors, statistics, stray records),
+ * the commits', and one for each assigned partition, which is read only while it is not held. That
+ * is the back-pressure: librdkafka stops fetching a partition whose queue is full, and nothing that
+ * was fetched is thrown away as pausing would. The consumer's queue is polled all the time, so the
  * length of a job never matters to the group. */
 #include <errno.h>
 #include <stdlib.h>
@@ -115,7 +115,8 @@ static void drop_records(struct source *s) {
 
 /* ---- rebalance ---------------------------------------------------------------------------- */
 
-/* Sets where each partition starts: as committed; a group without offsets where source.start says. */
+/* Sets where each partition starts: as committed; a group without offsets where source.start says.
+ */
 static bool start_offsets(struct source *s, rd_kafka_topic_partition_list_t *list) {
     rd_kafka_resp_err_t err = rd_kafka_committed(s->consumer, list, KAFKA_COMMITTED_MS);
     if (err != RD_KAFKA_RESP_ERR_NO_ERROR) {
@@ -149,9 +150,8 @@ static void add_partition(struct source *s, const rd_kafka_topic_partition_t *p)
     s->partitions[s->partition_count++] =
         (struct kafka_partition){.topic = topic, .partition = p->partition, .queue = queue};
     struct source_event *e = event_push(s, SOURCE_ASSIGNED);
-    e->at = (struct source_at){.topic = topic,
-                               .partition = p->partition,
-                               .offset = p->offset >= 0 ? p->offset : -1};
+    e->at = (struct source_at){
+        .topic = topic, .partition = p->partition, .offset = p->offset >= 0 ? p->offset : -1};
 }
 
 static void assign(struct source *s, rd_kafka_topic_partition_list_t *list) {
@@ -307,8 +307,7 @@ static void drain_queue(struct source *s, rd_kafka_queue_t *queue, uint32_t time
 
 /* The first event that may be returned now: a record has to wait while all is held. */
 static bool next_event(struct source *s, struct source_event *event) {
-    if (s->event_count == 0 ||
-        (s->hold_all && s->events[s->event_head].kind == SOURCE_RECORD)) {
+    if (s->event_count == 0 || (s->hold_all && s->events[s->event_head].kind == SOURCE_RECORD)) {
         return false;
     }
     *event = s->events[s->event_head];
@@ -375,8 +374,9 @@ static enum err kafka_commit(struct source *s, uint32_t topic, int32_t partition
         wait ? rd_kafka_commit(s->consumer, list, 0)
              : rd_kafka_commit_queue(s->consumer, list, s->commit_queue, NULL, NULL);
     rd_kafka_topic_partition_list_destroy(list);
-    return err == RD_KAFKA_RESP_ERR_NO_ERROR ? ERR_OK
-                                             : err_set(why, ERR_BROKER, "%s", rd_kafka_err2str(err));
+    return err == RD_KAFKA_RESP_ERR_NO_ERROR
+               ? ERR_OK
+               : err_set(why, ERR_BROKER, "%s", rd_kafka_err2str(err));
 }
 
 static const char *kafka_topic_name(const struct source *s, uint32_t topic) {
@@ -413,8 +413,7 @@ static void take_report(struct source *s, const rd_kafka_message_t *m,
 /* The producer's other events; a fatal one shows in the next produce. */
 static void producer_event(struct source *s, rd_kafka_event_t *event) {
     if (rd_kafka_event_type(event) == RD_KAFKA_EVENT_ERROR) {
-        log_warn("kafka", "producer error code=%s",
-                 rd_kafka_err2name(rd_kafka_event_error(event)));
+        log_warn("kafka", "producer error code=%s", rd_kafka_err2name(rd_kafka_event_error(event)));
     } else if (rd_kafka_event_type(event) == RD_KAFKA_EVENT_STATS) {
         take_stats(s, event);
     }

@@ -27,7 +27,8 @@ static enum err text_append(struct job *job, const char *piece, size_t bytes) {
     return ERR_OK;
 }
 
-/* Looks for the stop string that begins first, among those that end in the text after `old_bytes`. */
+/* Looks for the stop string that begins first, among those that end in the text after `old_bytes`.
+ */
 static void cut_at_stop(struct job *job, size_t old_bytes) {
     size_t cut = SIZE_MAX;
     for (size_t i = 0; i < job->wire.stop_count; i++) {

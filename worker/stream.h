@@ -10,8 +10,8 @@
 #include "base/err.h"
 #include "worker/job.h"
 
-/* Feeds the tokens that are new in job->output to its decoder, appends to job->text and looks for stop
- * strings; the first one found cuts the text and sets job->kept, stop_cut and stop_found. */
+/* Feeds the tokens that are new in job->output to its decoder, appends to job->text and looks for
+ * stop strings; the first one found cuts the text and sets job->kept, stop_cut and stop_found. */
 NODISCARD enum err stream_advance(struct job *job, const struct text *text);
 
 /* The end: appends what the decoder held back. After it, job->text is the final's text. */

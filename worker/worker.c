@@ -62,8 +62,8 @@ enum err worker_plan(const struct config *c, const struct model_facts *model,
     }
     uint64_t page_bytes =
         kern_page_elems(&model->shape, tokens) * model->shape.layers * ELEM_BYTES_CPU;
-    uint64_t pages = c->pool_pages > 0 ? (uint64_t)c->pool_pages
-                                       : (uint64_t)c->pool_bytes / page_bytes;
+    uint64_t pages =
+        c->pool_pages > 0 ? (uint64_t)c->pool_pages : (uint64_t)c->pool_bytes / page_bytes;
     if (pages < 2 || pages > POOL_PAGES_MAX) {
         return err_set_field(why, ERR_BAD_CONFIG, "pool.bytes",
                              "the pool would have %" PRIu64 " pages of %" PRIu64
@@ -148,7 +148,8 @@ static void say_sizes(const struct worker *w) {
     const struct config *c = w->options.config;
     const struct model_facts *f = model_facts(w->model);
     uint64_t weights = f->weight_bytes * (f->shape.hidden > 0 ? 1 : 0);
-    log_info("model", "ready model=%s architecture=%s device=%s layers=%u weights_bytes=%" PRIu64
+    log_info("model",
+             "ready model=%s architecture=%s device=%s layers=%u weights_bytes=%" PRIu64
              " pool_bytes=%" PRIu64 " pages=%u page_tokens=%u store_bytes_max=%" PRId64
              " backlog_bytes_max=%" PRId64,
              f->name, f->architecture, w->ops->name, f->shape.layers, weights, w->plan.pool_bytes,
@@ -222,9 +223,9 @@ void worker_close(struct worker *w) {
 static _Noreturn void worker_fatal(void *context, enum err e, const struct err_text *why) {
     (void)context;
     char quoted[ERR_TEXT_BYTES];
-    log_error("worker", "exit code=%s exit=%d why=%s", err_name(e), (int)err_exit_code(e),
-              log_quote(quoted, sizeof quoted,
-                        why->message[0] != '\0' ? why->message : err_text(e)));
+    log_error(
+        "worker", "exit code=%s exit=%d why=%s", err_name(e), (int)err_exit_code(e),
+        log_quote(quoted, sizeof quoted, why->message[0] != '\0' ? why->message : err_text(e)));
     _exit((int)err_exit_code(e)); /* nothing more is committed: the queue redelivers */
 }
 
@@ -335,18 +336,17 @@ static enum err start_middle(struct worker *w, struct source *source, const stru
 static enum err start_intake(struct worker *w, struct source *source,
                              const struct source_ops *ops) {
     const struct config *c = w->options.config;
-    struct admit_options admit = {.config = c,
-                                  .model = model_facts(w->model),
-                                  .model_name = c->model_name[0] != '\0'
-                                                    ? c->model_name
-                                                    : model_facts(w->model)->name,
-                                  .text = w->text,
-                                  .ops = ops,
-                                  .source = source,
-                                  .metrics = w->metrics,
-                                  .jobs_max = (uint32_t)c->backlog_jobs,
-                                  .admitted = admitted,
-                                  .context = w};
+    struct admit_options admit = {
+        .config = c,
+        .model = model_facts(w->model),
+        .model_name = c->model_name[0] != '\0' ? c->model_name : model_facts(w->model)->name,
+        .text = w->text,
+        .ops = ops,
+        .source = source,
+        .metrics = w->metrics,
+        .jobs_max = (uint32_t)c->backlog_jobs,
+        .admitted = admitted,
+        .context = w};
     struct intake_options intake = {.config = c,
                                     .source = source,
                                     .ops = ops,

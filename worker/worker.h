@@ -6,8 +6,8 @@
  *   worker_run(w, source, ops, …);         until the source ends or worker_drain()
  *   worker_close(w);
  *
- * A failure that the process cannot outlive (device, broker) ends it from inside worker_run() with the
- * error's exit code and without committing: the queue redelivers. */
+ * A failure that the process cannot outlive (device, broker) ends it from inside worker_run() with
+ * the error's exit code and without committing: the queue redelivers. */
 #ifndef LORRY_WORKER_WORKER_H
 #define LORRY_WORKER_WORKER_H
 
@@ -34,11 +34,11 @@ NODISCARD enum err worker_open(struct worker **out, const struct worker_options 
 void worker_close(struct worker *w); /* NULL is fine */
 
 /* Takes over the source. Thread: the caller's becomes the loop. */
-NODISCARD enum err worker_run(struct worker *w, struct source *source,
-                              const struct source_ops *ops, struct err_text *why);
+NODISCARD enum err worker_run(struct worker *w, struct source *source, const struct source_ops *ops,
+                              struct err_text *why);
 
-/* Thread: any. Ends worker_run() within worker.drain_s: intake stops, running jobs finish, what waits
- * goes back to the queue. */
+/* Thread: any. Ends worker_run() within worker.drain_s: intake stops, running jobs finish, what
+ * waits goes back to the queue. */
 void worker_drain(struct worker *w);
 
 enum { WORKER_STATUSES = 5 }; /* as enum wire_status */
