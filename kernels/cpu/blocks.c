@@ -5,11 +5,9 @@
  *   act    silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ)
  *
  * The linears and LoRA are linear.c's; everything else here is one parallel loop over tokens. */
-#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/lanes.h"
 
 struct work {
     struct kern_device *d;
@@ -17,30 +15,7 @@ struct work {
     const struct cpu_vector *norm; /* of the norm that ends the block */
 };
 
-LANES_CLONES static void norm_row(const float *x, const float *w, float *y, uint32_t row,
-                                  uint32_t columns, float eps) {
-    float mean = lanes_dot(x, x, row) / (float)columns;
-    float factor = 1.0f / sqrtf(mean + eps);
-    for (uint32_t i = 0; i < row; i += LANES) {
-        lanes_store(y + i, lanes_load(x + i) * lanes_all(factor) * lanes_load(w + i));
-    }
-}
-
-LANES_CLONES static void add_row(float *x, const float *delta, uint32_t row) {
-    for (uint32_t i = 0; i < row; i += LANES) {
-        lanes_store(x + i, lanes_load(x + i) + lanes_load(delta + i));
-    }
-}
-
-LANES_CLONES static void silu_row(float *gate, const float *up, uint32_t row) {
-    const lanes one = lanes_all(1);
-    for (uint32_t i = 0; i < row; i += LANES) {
-        lanes g = lanes_load(gate + i);
-        lanes_store(gate + i, g / (one + lanes_exp(-g)) * lanes_load(up + i));
-    }
-}
-
-LANES_CLONES static void rope_head(float *head, const float *c, const float *s, uint32_t half) {
+static void rope_head(float *head, const float *c, const float *s, uint32_t half) {
     for (uint32_t i = 0; i < half; i++) {
         float a = head[i], b = head[i + half];
         head[i] = a * c[i] - b * s[i];
@@ -51,8 +26,8 @@ LANES_CLONES static void rope_head(float *head, const float *c, const float *s, 
 static void norm_token(const struct work *w, uint32_t token) {
     struct kern_device *d = w->d;
     uint64_t at = (uint64_t)token * d->hidden_row;
-    norm_row(d->x + at, w->norm->elements, d->normed + at, d->hidden_row, d->shape.hidden,
-             d->shape.norm_eps);
+    d->vector->norm(d->x + at, w->norm->elements, d->normed + at, d->hidden_row, d->shape.hidden,
+                    d->shape.norm_eps);
 }
 
 /* ---- embed -------------------------------------------------------------------------------- */
@@ -89,9 +64,9 @@ static void qkv_token(void *context, uint32_t token, uint32_t thread) {
     float *k = d->k + (uint64_t)token * d->kv_row;
     float *v = d->v + (uint64_t)token * d->kv_row;
     if (s->qkv_bias) {
-        add_row(q, layer->bias[KERN_Q].elements, d->q_row);
-        add_row(k, layer->bias[KERN_K].elements, d->kv_row);
-        add_row(v, layer->bias[KERN_V].elements, d->kv_row);
+        d->vector->add(q, layer->bias[KERN_Q].elements, d->q_row);
+        d->vector->add(k, layer->bias[KERN_K].elements, d->kv_row);
+        d->vector->add(v, layer->bias[KERN_V].elements, d->kv_row);
     }
     uint32_t half = s->head_dim / 2;
     const float *cosines = d->cos + (uint64_t)token * half,
@@ -136,7 +111,7 @@ static void add_token(void *context, uint32_t token, uint32_t thread) {
     const struct work *w = context;
     struct kern_device *d = w->d;
     uint64_t at = (uint64_t)token * d->hidden_row;
-    add_row(d->x + at, d->delta + at, d->hidden_row);
+    d->vector->add(d->x + at, d->delta + at, d->hidden_row);
     norm_token(w, token);
 }
 
@@ -173,7 +148,7 @@ static void silu_token(void *context, uint32_t token, uint32_t thread) {
     const struct work *w = context;
     struct kern_device *d = w->d;
     uint64_t at = (uint64_t)token * d->middle_row;
-    silu_row(d->gate + at, d->up + at, d->middle_row);
+    d->vector->silu(d->gate + at, d->up + at, d->middle_row);
 }
 
 void cpu_gate_up(struct kern_device *d, uint32_t layer) {

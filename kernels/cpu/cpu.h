@@ -6,7 +6,8 @@
  *   blocks.c     the blocks of the layer loop but attention
  *   linear.c     y = x Wᵀ, and the projections of a layer with their LoRA
  *   attention.c, lora.c, sample.c
- *   threads.c    one parallel loop at a time; lanes.h: vectors
+ *   vector.c     the inner loops of all these, twice: for any machine and for AVX2
+ *   threads.c    one parallel loop at a time
  *
  * A row's result depends on nothing but the row: each loop either handles a row by itself in a
  * fixed order, or is a GEMM of always 16 rows (linear.c). Rows of activations are padded with zeros
@@ -22,6 +23,7 @@
 #include "base/check.h"
 #include "base/err.h"
 #include "kernels/cpu/threads.h"
+#include "kernels/cpu/vector.h"
 #include "kernels/kernels.h"
 
 enum {
@@ -149,6 +151,7 @@ struct kern_device {
     struct kern_shape shape;
     struct kern_limits limits;
     struct threads *threads;
+    const struct cpu_vector_ops *vector;
 
     /* floats from row to row of activations */
     uint32_t hidden_row, q_row, kv_row, middle_row, vocab_row;
@@ -248,6 +251,12 @@ static inline float *cpu_page(const struct kern_device *d, uint32_t layer, uint3
     DCHECK(layer < d->shape.layers);
     DCHECK(page < d->page_count);
     return d->planes + ((uint64_t)layer * d->page_count + page) * d->page_elems;
+}
+
+/* The first position that the token at `position` attends to. */
+static inline uint32_t cpu_position_first(const struct kern_device *d, uint32_t position) {
+    uint32_t window = d->shape.window;
+    return window == 0 || position < window ? 0 : position + 1 - window;
 }
 
 #endif

@@ -212,6 +212,7 @@ static enum err device_open(struct kern_device **out, const struct kern_shape *s
     }
     d->shape = *shape;
     d->limits = *limits;
+    d->vector = cpu_vector_best();
     sizes_set(d);
     e = state_reserve(d, why);
     if (e != ERR_OK) {

@@ -1,9 +1,9 @@
 /* lanes.h - vectors of 8 floats, so that the order of every sum stands in the source.
  *
  * A loop that the compiler vectorises by itself may sum in another order at another address; these
- * do not. Rows are padded with zeros to whole vectors, so there are no tails. The vectors are gcc's
- * and clang's generic ones: any machine can run them; LANES_CLONES compiles a function once more
- * for AVX2 with FMA and picks at start. */
+ * do not. The vectors are gcc's and clang's generic ones: any machine can run them. Only for files
+ * that are compiled for their machine as a whole (vector.c): functions with a target of their own
+ * (target_clones) get vectors that were taken apart for the least machine, which costs half. */
 #ifndef LORRY_KERNELS_CPU_LANES_H
 #define LORRY_KERNELS_CPU_LANES_H
 
@@ -17,14 +17,6 @@ typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t lanes_int __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint32_t lanes_bits __attribute__((vector_size(LANES * sizeof(uint32_t))));
 
-/* The loader resolves clones before a sanitizer's runtime is ready, so sanitized builds have none.
- */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define LANES_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define LANES_CLONES
-#endif
 #define LANES_INLINE static inline __attribute__((always_inline))
 
 LANES_INLINE lanes lanes_load(const float *from) {
@@ -50,8 +42,16 @@ LANES_INLINE float lanes_sum(lanes v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-/* Σ a·b; `count` a multiple of 8. */
-LANES_INLINE float lanes_dot(const float *a, const float *b, size_t count) {
+LANES_INLINE float lanes_max(lanes v) {
+    float max = v[0];
+    for (int i = 1; i < LANES; i++) {
+        max = v[i] > max ? v[i] : max;
+    }
+    return max;
+}
+
+/* Σ a·b in lanes, yet to be summed; `count` a multiple of 8. */
+LANES_INLINE lanes lanes_products(const float *a, const float *b, size_t count) {
     lanes even = lanes_all(0), odd = lanes_all(0);
     size_t i = 0;
     for (; i + 2 * LANES <= count; i += 2 * LANES) {
@@ -61,7 +61,31 @@ LANES_INLINE float lanes_dot(const float *a, const float *b, size_t count) {
     if (i < count) {
         even += lanes_load(a + i) * lanes_load(b + i);
     }
-    return lanes_sum(even + odd);
+    return even + odd;
+}
+
+LANES_INLINE float lanes_dot(const float *a, const float *b, size_t count) {
+    return lanes_sum(lanes_products(a, b, count));
+}
+
+/* Lane i: the dot product of row i of `rows` and x, with the bits of lanes_dot(). Eight at once
+ * share the shuffles: each level adds halves as lanes_sum() does. */
+LANES_INLINE lanes lanes_dots(const float *rows, size_t row, const float *x, size_t count) {
+    lanes v[LANES], pair[4], quad[2];
+    for (size_t i = 0; i < LANES; i++) {
+        v[i] = lanes_products(rows + i * row, x, count);
+    }
+    for (size_t i = 0; i < 4; i++) { /* rows i and i + 4 */
+        pair[i] = __builtin_shufflevector(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) +
+                  __builtin_shufflevector(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    for (size_t i = 0; i < 2; i++) { /* rows 2i, 2i + 1, and the same + 4 */
+        lanes a = pair[2 * i], b = pair[2 * i + 1];
+        quad[i] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+                  __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    return __builtin_shufflevector(quad[0], quad[1], 0, 2, 8, 10, 4, 6, 12, 14) +
+           __builtin_shufflevector(quad[0], quad[1], 1, 3, 9, 11, 5, 7, 13, 15);
 }
 
 /* eˣ within 2 units in the last place; zero below −87, e⁸⁸ above 88.

@@ -11,10 +11,8 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/lanes.h"
 
 _Static_assert(CPU_ROW_MULTIPLE % KERN_TILE_COLUMNS == 0, "rows hold whole tiles");
-_Static_assert(KERN_TILE_COLUMNS % LANES == 0 && KERN_RANK_MULTIPLE % LANES == 0, "no tails");
 
 uint64_t cpu_lora_pieces_max(const struct kern_limits *limits) {
     /* each segment may end with a short piece; there are at most as many segments as tokens */
@@ -66,20 +64,6 @@ static uint32_t block_ranks(uint32_t rank, uint32_t begin) {
     return rank - begin < KERN_BLOCK_RANKS ? rank - begin : KERN_BLOCK_RANKS;
 }
 
-/* v [ranks] += tile [ranks][64] · x [64] */
-LANES_CLONES static void tile_shrink(const float *tile, size_t ranks, const float *x, float *v) {
-    for (size_t r = 0; r < ranks; r++) {
-        v[r] += lanes_dot(tile + r * KERN_TILE_COLUMNS, x, KERN_TILE_COLUMNS);
-    }
-}
-
-/* y [64] += tile [64][ranks] · v [ranks] */
-LANES_CLONES static void tile_expand(const float *tile, size_t ranks, const float *v, float *y) {
-    for (size_t c = 0; c < KERN_TILE_COLUMNS; c++) {
-        y[c] += lanes_dot(tile + c * ranks, v, ranks);
-    }
-}
-
 void cpu_lora_shrink(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
                      const struct cpu_projection *p) {
     const struct kern_lora *lora = piece->lora;
@@ -95,7 +79,7 @@ void cpu_lora_shrink(struct kern_device *d, uint32_t layer, const struct cpu_lor
             const float *tile = tile_at(d, layer, piece->adapter, place);
             for (uint32_t row = 0; row < piece->token_count; row++) {
                 const float *x = p->x + (uint64_t)(piece->token_begin + row) * p->x_row + column;
-                tile_shrink(tile, ranks, x, piece_v(d, piece, row) + begin);
+                d->vector->shrink(tile, ranks, x, piece_v(d, piece, row) + begin);
             }
         }
     }
@@ -119,7 +103,7 @@ void cpu_lora_expand(struct kern_device *d, uint32_t layer, const struct cpu_lor
             const float *tile = tile_at(d, layer, piece->adapter, place);
             for (uint32_t row = 0; row < piece->token_count; row++) {
                 float *y = p->y + (uint64_t)(piece->token_begin + row) * p->y_row + column;
-                tile_expand(tile, ranks, piece_v(d, piece, row) + begin, y);
+                d->vector->expand(tile, ranks, piece_v(d, piece, row) + begin, y);
             }
         }
     }

@@ -9,7 +9,6 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/lanes.h"
 
 enum { RADIX_BITS = 8, RADIX_BINS = 1 << RADIX_BITS };
 
@@ -71,18 +70,6 @@ static void top_p_keep(float *weights, uint32_t vocab, double target) {
     }
 }
 
-/* logits → weights, the greatest 1. */
-LANES_CLONES static void weights_of(float *logits, uint32_t vocab, float max, float temperature) {
-    for (uint32_t i = 0; i < vocab; i += LANES) {
-        float part[LANES] = {0};
-        uint32_t count = vocab - i < LANES ? vocab - i : LANES;
-        memcpy(part, logits + i, count * sizeof(float));
-        lanes x = (lanes_load(part) - lanes_all(max)) / lanes_all(temperature);
-        lanes_store(part, lanes_exp(x));
-        memcpy(logits + i, part, count * sizeof(float));
-    }
-}
-
 static double weights_sum(const float *weights, uint32_t vocab) {
     double sum = 0;
     for (uint32_t i = 0; i < vocab; i++) {
@@ -112,8 +99,8 @@ uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_s
     if (params->top_k != 0 && params->top_k < vocab) {
         top_k_keep(logits, vocab, params->top_k);
     }
-    float *weights = logits; /* from here on */
-    weights_of(weights, vocab, max, params->temperature);
+    float *weights = logits;                                            /* from here on */
+    cpu_vector_best()->weigh(weights, vocab, max, params->temperature); /* the greatest is 1 */
     if (params->top_p < 1) {
         top_p_keep(weights, vocab, (double)params->top_p * weights_sum(weights, vocab));
     }

@@ -68,9 +68,8 @@ static void chunk_check(const struct kern_device *d, const struct kern_chunk *ch
     CHECK(chunk->position < d->positions && chunk->token_count <= d->positions - chunk->position);
     const struct cpu_slot *slot = &d->slots[chunk->slot];
     CHECK(slot->open);
-    CHECK(slot->step != d->ended + 1);                          /* one chunk a slot and step */
-    uint32_t window = d->shape.window, first = chunk->position; /* the first position it reads */
-    first = window == 0 || first < window ? 0 : first + 1 - window;
+    CHECK(slot->step != d->ended + 1); /* one chunk a slot and step */
+    uint32_t first = cpu_position_first(d, chunk->position);
     uint32_t end = chunk->position + chunk->token_count, t = d->limits.page_tokens;
     for (uint32_t page = first / t; page <= (end - 1) / t; page++) {
         CHECK(slot->pages[page] != CPU_NO_PAGE);

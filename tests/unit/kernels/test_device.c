@@ -127,43 +127,53 @@ static void test_wrong_shapes_are_named(void **state) {
     kern_cpu()->close(d);
 }
 
-/* Gives all tensors but one, each in turn: the pool names the one that is missing. */
-static void test_missing_weights_are_named(void **state) {
-    (void)state;
+/* All tensors of the tiny shape; the later ones stand for each layer's. */
+static const struct kern_weight tensors[] = {
+    {.tensor = KERN_EMBED, .rows = 50, .columns = 32},
+    {.tensor = KERN_FINAL_NORM, .rows = 1, .columns = 32},
+    {.tensor = KERN_INPUT_NORM, .rows = 1, .columns = 32},
+    {.tensor = KERN_POST_NORM, .rows = 1, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_Q, .rows = 64, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_K, .rows = 64, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_V, .rows = 64, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_O, .rows = 32, .columns = 64},
+    {.tensor = KERN_WEIGHT, .module = KERN_GATE, .rows = 48, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_UP, .rows = 48, .columns = 32},
+    {.tensor = KERN_WEIGHT, .module = KERN_DOWN, .rows = 32, .columns = 48},
+    {.tensor = KERN_BIAS, .module = KERN_Q, .rows = 1, .columns = 64},
+    {.tensor = KERN_BIAS, .module = KERN_K, .rows = 1, .columns = 64},
+    {.tensor = KERN_BIAS, .module = KERN_V, .rows = 1, .columns = 64},
+};
+enum { TENSORS = sizeof tensors / sizeof tensors[0] };
+
+static bool per_layer(uint32_t tensor) {
+    return tensors[tensor].tensor >= KERN_INPUT_NORM;
+}
+
+/* Gives all but one; a tensor per layer is left out of the last layer. */
+static void all_but_one_give(struct kern_device *d, uint32_t missing) {
     static const float data[4096] = {0};
-    static const struct kern_weight once[] = {
-        {.tensor = KERN_EMBED, .rows = 50, .columns = 32},
-        {.tensor = KERN_FINAL_NORM, .rows = 1, .columns = 32},
-        {.tensor = KERN_INPUT_NORM, .rows = 1, .columns = 32},
-        {.tensor = KERN_POST_NORM, .rows = 1, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_Q, .rows = 64, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_K, .rows = 64, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_V, .rows = 64, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_O, .rows = 32, .columns = 64},
-        {.tensor = KERN_WEIGHT, .module = KERN_GATE, .rows = 48, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_UP, .rows = 48, .columns = 32},
-        {.tensor = KERN_WEIGHT, .module = KERN_DOWN, .rows = 32, .columns = 48},
-        {.tensor = KERN_BIAS, .module = KERN_Q, .rows = 1, .columns = 64},
-        {.tensor = KERN_BIAS, .module = KERN_K, .rows = 1, .columns = 64},
-        {.tensor = KERN_BIAS, .module = KERN_V, .rows = 1, .columns = 64},
-    };
-    enum { ONCE = sizeof once / sizeof once[0] };
-    for (uint32_t missing = 0; missing <= ONCE; missing++) {
-        struct kern_device *d = tiny_open();
-        struct err_text why = {0};
-        for (uint32_t i = 0; i < ONCE; i++) {
-            for (uint32_t layer = 0; layer < 2; layer++) {
-                struct kern_weight w = once[i];
-                w.data = data;
-                w.layer = layer;
-                if (i != missing || (layer == 0 && w.tensor >= KERN_INPUT_NORM)) {
-                    assert_int_equal(kern_cpu()->weight(d, &w, &why), ERR_OK);
-                }
+    for (uint32_t i = 0; i < TENSORS; i++) {
+        for (uint32_t layer = 0; layer < 2; layer++) {
+            struct kern_weight w = tensors[i];
+            w.data = data;
+            w.layer = layer;
+            if (i != missing || (layer == 0 && per_layer(i))) {
+                assert_int_equal(kern_cpu()->weight(d, &w, NULL), ERR_OK);
             }
         }
-        assert_int_equal(kern_cpu()->pool(d, 4, &why), missing == ONCE ? ERR_OK : ERR_BAD_MODEL);
-        assert_int_equal(why.field[0] == '\0', missing == ONCE);
-        if (missing < ONCE && once[missing].tensor >= KERN_INPUT_NORM) {
+    }
+}
+
+static void test_missing_weights_are_named(void **state) {
+    (void)state;
+    for (uint32_t missing = 0; missing <= TENSORS; missing++) {
+        struct kern_device *d = tiny_open();
+        struct err_text why = {0};
+        all_but_one_give(d, missing);
+        assert_int_equal(kern_cpu()->pool(d, 4, &why), missing == TENSORS ? ERR_OK : ERR_BAD_MODEL);
+        assert_int_equal(why.field[0] == '\0', missing == TENSORS);
+        if (missing < TENSORS && per_layer(missing)) {
             assert_non_null(strstr(why.field, "layers.1."));
         }
         kern_cpu()->close(d);
@@ -205,10 +215,10 @@ static void test_dtypes(void **state) {
         {KERN_F16, 0xfc00, -__builtin_inff()},
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        uint64_t bytes = table[i].dtype == KERN_F32 ? 4 : 2;
-        unsigned char *data = calloc(50 * 32 * bytes + 1, 1); /* exact, and odd */
+        const uint64_t last = 50 * 32 - 1, bytes = table[i].dtype == KERN_F32 ? 4 : 2;
+        unsigned char *data = calloc(1, (last + 1) * bytes + 1); /* exact, and odd */
         assert_non_null(data);
-        memcpy(data + 1 + (49 * 32 + 31) * bytes, &table[i].bits, bytes);
+        memcpy(data + 1 + last * bytes, &table[i].bits, bytes);
         const struct kern_weight w = {.tensor = KERN_EMBED,
                                       .dtype = table[i].dtype,
                                       .data = data + 1,
@@ -345,14 +355,14 @@ static void test_load_places_each_plane(void **state) {
     rig_open(&r, &tiny, 16, 2, true);
     const uint32_t pages[] = {17, 3, 4000};
     uint64_t elems = r.device->page_elems, event[2] = {0, 0};
-    float *image = malloc(2 * 3 * elems * sizeof *image);
+    float *image = malloc(6 * elems * sizeof *image);
     assert_non_null(image);
-    for (uint64_t i = 0; i < 2 * 3 * elems; i++) {
+    for (uint64_t i = 0; i < 6 * elems; i++) {
         image[i] = (float)i;
     }
     assert_int_equal(r.ops->load(r.device, image, pages, 3, &event[0]), ERR_OK);
-    for (uint32_t layer = 0; layer < 2; layer++) {
-        for (uint32_t i = 0; i < 3; i++) {
+    for (size_t layer = 0; layer < 2; layer++) {
+        for (size_t i = 0; i < 3; i++) {
             assert_memory_equal(r.device->planes + (layer * RIG_PAGES + pages[i]) * elems,
                                 image + (layer * 3 + i) * elems, elems * sizeof *image);
         }

@@ -90,16 +90,20 @@ static void test_alone_and_at_every_place(void **state) {
     alone_and_at_every_place(&odd, 1);
 }
 
+static uint64_t kv_elems(const struct rig *r, uint32_t number) {
+    return (uint64_t)r->shape.layers * r->sequences[number].pages_set * r->device->page_elems;
+}
+
 /* All of a sequence's K and V in pages, layer by layer. */
 static float *kv_copy(const struct rig *r, uint32_t number) {
     const struct rig_sequence *s = &r->sequences[number];
     uint64_t elems = r->device->page_elems;
-    float *kv = calloc(r->shape.layers * s->pages_set * elems, sizeof *kv);
+    float *kv = calloc(kv_elems(r, number), sizeof *kv);
     assert_non_null(kv);
     for (uint32_t layer = 0; layer < r->shape.layers; layer++) {
         for (uint32_t i = 0; i < s->pages_set; i++) {
-            memcpy(kv + (layer * s->pages_set + i) * elems, cpu_page(r->device, layer, s->pages[i]),
-                   elems * sizeof *kv);
+            memcpy(kv + ((uint64_t)layer * s->pages_set + i) * elems,
+                   cpu_page(r->device, layer, s->pages[i]), elems * sizeof *kv);
         }
     }
     return kv;
@@ -135,9 +139,7 @@ static void chunks_of_any_size(const struct kern_shape *shape, uint32_t adapter)
         }
         logits_equal(&r, 0, expected);
         float *again = kv_copy(&r, 0);
-        assert_memory_equal(again, kv,
-                            shape->layers * r.sequences[0].pages_set * r.device->page_elems *
-                                sizeof *kv);
+        assert_memory_equal(again, kv, kv_elems(&r, 0) * sizeof *kv);
         free(again);
     }
     free(kv);

@@ -164,7 +164,7 @@ void twin_token(struct twin_sequence *seq, const struct kern_shape *s,
         const struct place place = {
             .shape = s,
             .weights = &weights->layers[layer],
-            .lora = adapter == NULL ? NULL : &adapter->lora[layer * KERN_MODULES],
+            .lora = adapter == NULL ? NULL : &adapter->lora[(size_t)layer * KERN_MODULES],
         };
         bool last = layer + 1 == s->layers;
         layer_run(seq, &place, layer, rows,
