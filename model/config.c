@@ -124,6 +124,9 @@ static enum err check_attention(const struct model_json *j, bool qwen2) {
         return refuse(j, "sliding_window", "a sliding window");
     } /* Qwen2's takes effect through use_sliding_window only */
     const json_t *types = json_object_get(j->object, "layer_types");
+    if (types != NULL && !json_is_array(types) && !json_is_null(types)) {
+        return refuse(j, "layer_types", "attention other than full_attention");
+    }
     size_t i = 0;
     const json_t *type = NULL;
     json_array_foreach(types, i, type) {

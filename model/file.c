@@ -18,7 +18,7 @@ int model_file_open(int dir, const char *name, int *fd, struct model_stat *stat)
     /* O_NONBLOCK: opening a FIFO that nobody writes would wait for ever. */
     int opened = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (opened < 0) {
-        return errno;
+        return errno == ENXIO ? EINVAL : errno; /* a socket */
     }
     struct stat s;
     if (fstat(opened, &s) != 0) {

@@ -40,13 +40,14 @@ struct model_facts {             /* of config.json and generation_config.json */
 };
 
 /* Reads config.json, generation_config.json and the headers of the weight files (mapped, not read).
+ * Every tensor of the shape must be there, none left over but those known to be harmless.
  * Errors  ERR_BAD_MODEL, naming the file and the field or tensor. */
 NODISCARD enum err model_open(struct model **out, const char *dir, struct err_text *why);
 void model_close(struct model *m); /* NULL is fine */
 const struct model_facts *model_facts(const struct model *m);
 
-/* Copies all weights to the device; every tensor of the shape must be there, none left over but
- * those known to be harmless. `progress` (may be NULL) gets bytes done of all. */
+/* Copies all weights to the device, once, and unmaps the files. `progress` (may be NULL) gets bytes
+ * done of all. Errors: what the device says. */
 NODISCARD enum err model_weights(struct model *m, const struct kern_ops *ops,
                                  struct kern_device *device,
                                  void (*progress)(void *context, uint64_t done, uint64_t all),

@@ -134,6 +134,7 @@ static void test_refuses_what_it_does_not_build(void **state) {
         {"logits_scaling", "8"},
         {"attention_multiplier", "0.015"},
         {"num_local_experts", "8"},
+        {"layer_types", "\"full_attention\""},
         {"auto_map", "{\"AutoModel\": \"m.M\"}"},
         {"is_causal", "false"},
         {"rope_scaling", "{\"rope_type\": \"llama3\", \"factor\": 8.0}"},
