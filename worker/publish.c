@@ -81,6 +81,8 @@ static void report_taken(struct publish *p, const struct source_report *r) {
     if (r->error == ERR_OK) {
         if (tag->dead) {
             metrics_add(p->options.metrics, METRIC_DEAD_LETTERS, 1);
+        } else {
+            metrics_add_status(p->options.metrics, METRIC_FINALS, (uint32_t)job->status, 1);
         }
         delivered(p, job);
         return;
@@ -331,7 +333,7 @@ static void final_send(struct publish *p, struct job *job) {
         }
         if (e == ERR_OK) {
             job->deliveries++;
-            metrics_add_status(p->options.metrics, METRIC_FINALS, (uint32_t)f.status, 1);
+            job->status = f.status;
             return;
         }
         if (e != ERR_TOO_LARGE || job->shrink == SHRINK_ALL) {

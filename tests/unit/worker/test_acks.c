@@ -1,5 +1,6 @@
 /* Which offsets may be committed: single cases, then 10^5 random histories of a simulated broker
  * and two workers (invariant 1). */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

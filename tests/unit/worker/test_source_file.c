@@ -1,7 +1,9 @@
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdio.h>
@@ -94,7 +96,8 @@ static void test_hold(void **state) {
     close_all();
 }
 
-/* Finals are written and reported, frames and dead letters go nowhere; a full queue of reports says so. */
+/* Finals are written and reported, frames and dead letters go nowhere; a full queue of reports says
+ * so. */
 static void test_produce(void **state) {
     (void)state;
     open_with("", 0);

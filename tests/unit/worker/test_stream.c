@@ -1,7 +1,9 @@
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <stdlib.h>
@@ -36,9 +38,9 @@ static uint32_t job_of(struct job *job, const char *text, const struct wire_str 
     assert_non_null(job->output);
     size_t count = 0;
     struct err_text why = {0};
-    assert_int_equal(text_encode(tokenizer, text, strlen(text), false, job->output, TOKENS_MAX,
-                                 &count, &why),
-                     ERR_OK);
+    assert_int_equal(
+        text_encode(tokenizer, text, strlen(text), false, job->output, TOKENS_MAX, &count, &why),
+        ERR_OK);
     job->wire.stop = stops;
     job->wire.stop_count = stop_count;
     return (uint32_t)count;

@@ -1,8 +1,10 @@
 /* The whole worker in one process: the file source, a tiny model, adapters of every kind. */
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <jansson.h>
@@ -181,8 +183,8 @@ static void test_goldens_mixed(void **state) {
     run_goldens((const char *const[]){NULL}, 3);
 }
 
-/* The same with a pool so small that adapters are evicted and sequences preempted, and a backlog that
- * holds the source. */
+/* The same with a pool so small that adapters are evicted and sequences preempted, and a backlog
+ * that holds the source. */
 static void test_goldens_in_a_small_pool(void **state) {
     (void)state;
     run_goldens((const char *const[]){"--pool.pages=48", "--backlog.jobs=16", "--pool.adapters=2",
@@ -261,8 +263,7 @@ static void test_bad_adapters(void **state) {
     }
     assert_int_equal(fclose(file), 0);
     struct worker_report report;
-    json_t *finals =
-        run_file((const char *const[]){"--adapters.dir=" TINY "/bad", NULL}, &report);
+    json_t *finals = run_file((const char *const[]){"--adapters.dir=" TINY "/bad", NULL}, &report);
     size_t count = json_array_size(bad);
     assert_true(count > 0);
     json_array_foreach(bad, index, expected) {
@@ -295,9 +296,9 @@ static void test_status_labels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_mixed),      cmocka_unit_test(test_goldens_in_a_small_pool),
-        cmocka_unit_test(test_one_row_at_a_time),  cmocka_unit_test(test_bad_jobs),
-        cmocka_unit_test(test_bad_adapters),       cmocka_unit_test(test_status_labels),
+        cmocka_unit_test(test_goldens_mixed),     cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_one_row_at_a_time), cmocka_unit_test(test_bad_jobs),
+        cmocka_unit_test(test_bad_adapters),      cmocka_unit_test(test_status_labels),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
