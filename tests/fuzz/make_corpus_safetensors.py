@@ -24,7 +24,8 @@ def build(*tensors, **extra):
         size = BYTES[dtype]
         for n in shape:
             size *= n
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
+        offsets = [len(data), len(data) + size]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
         data += b"\x3c" * size
     return pack(header, data)
 

@@ -101,7 +101,7 @@ def search_prompt(model, length, rng, name):
 
 
 def make_tokenizer(folder):
-    """A byte-level BPE that reads any text: the models' answers are noise, their strings are not."""
+    """A byte-level BPE that reads any text: the answers are noise, their strings are not."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -241,7 +241,8 @@ ADAPTERS = {
         ),
         "alpha-pattern": lora(
             F32, ["q_proj", "o_proj", "up_proj"], r=5, lora_alpha=10,
-            rank_pattern={"o_proj": 10}, alpha_pattern={"layers.1.self_attn.o_proj": 33.5, "up_proj": 2},
+            rank_pattern={"o_proj": 10},
+            alpha_pattern={"layers.1.self_attn.o_proj": 33.5, "up_proj": 2},
         ),
         "one-layer": lora(BF16, ALL, r=12, lora_alpha=24, layers_to_transform=[1]),
         "default-names": lora(F32, ["k_proj", "gate_proj"], r=2, lora_alpha=4),
@@ -343,7 +344,8 @@ def write_golden(path, cases):
     with path.open("w") as f:
         f.write('{"cases": [')
         for i, case in enumerate(cases):
-            f.write(f'{"," if i else ""}\n {{"adapter": {json.dumps(case["adapter"])}, "prompts": [')
+            comma, name = "," if i else "", json.dumps(case["adapter"])
+            f.write(f'{comma}\n {{"adapter": {name}, "prompts": [')
             f.write(",".join("\n  " + json.dumps(p) for p in case["prompts"]))
             f.write("]}")
         f.write("\n]}\n")
@@ -408,7 +410,7 @@ def smollm2(model_dir, adapters_dir):
     out = HERE / "smollm2"
     out.mkdir(exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    adapters = sorted(p.name for p in adapters_dir.iterdir() if (p / "adapter_config.json").exists())
+    adapters = sorted(p.parent.name for p in adapters_dir.glob("*/adapter_config.json"))
     for adapter in [None, *adapters]:
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=torch.float32, attn_implementation="eager"
