@@ -125,9 +125,10 @@ struct job {
     int64_t frame_due_us; /* 0 = nothing gathered */
     bool stop_cut;
     bool start_sent;
-    uint32_t active;     /* place in publish's list of streaming jobs + 1; 0 = not in it */
-    uint32_t deliveries; /* outcomes not yet reported delivered */
-    uint32_t shrink;     /* what was left out of the final: see publish.c */
+    uint32_t active;         /* place in publish's list of streaming jobs + 1; 0 = not in it */
+    uint32_t deliveries;     /* outcomes not yet reported delivered */
+    enum wire_status status; /* of the final that was sent */
+    uint32_t shrink;         /* what was left out of the final: see publish.c */
 };
 
 /* Readies a table entry, zeroed or used, for its next job; frees what the last one held. */

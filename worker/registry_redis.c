@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/worker.h"
+
 enum { REDIS_PORT = 6379 };
 
 static bool copy_part(char *room, const char *from, const char *to) {
@@ -179,4 +181,10 @@ bool redis_int(const redisReply *r, int64_t *value) {
     }
     *value = n;
     return true;
+}
+
+struct redisContext *registry_connect(const char *url, uint32_t timeout_ms, struct err_text *why) {
+    struct redis_address address;
+    return redis_address_parse(&address, url, why) == ERR_OK ? redis_open(&address, timeout_ms, why)
+                                                             : NULL;
 }

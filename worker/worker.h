@@ -62,4 +62,10 @@ struct worker_plan {
 NODISCARD enum err worker_plan(const struct config *config, const struct model_facts *model,
                                struct worker_plan *plan, struct err_text *why);
 
+/* A connection to the Redis that `url` names, authenticated and its database selected, for whoever
+ * writes beside the workers; redisFree() releases it. NULL: why says what; it names redis.url where
+ * that is wrong, and else Redis is away. */
+struct redisContext;
+struct redisContext *registry_connect(const char *url, uint32_t timeout_ms, struct err_text *why);
+
 #endif
