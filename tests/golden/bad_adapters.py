@@ -11,8 +11,13 @@ HIDDEN, Q_OUT, KV_OUT, INTERMEDIATE, LAYERS = 96, 256, 128, 168, 3
 Q = "base_model.model.model.layers.0.self_attn.q_proj"
 ONE = struct.pack("<f", 1.0)
 
-CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none"}
-CONFIG["target_modules"] = ["q_proj"]
+CONFIG = {
+    "peft_type": "LORA",
+    "r": 2,
+    "lora_alpha": 4,
+    "target_modules": ["q_proj"],
+    "bias": "none",
+}
 
 
 def tensor(name, shape, dtype="F32", value=ONE):
