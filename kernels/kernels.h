@@ -116,7 +116,7 @@ void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lo
 /* ---- a step ------------------------------------------------------------------------------- */
 
 /* A sequence's part of a step: `token_count` tokens from position `position`. Attention sees its
- * own pages up to each token. */
+ * own pages up to each token. Chunks are in token order, cover all tokens and name a slot once. */
 struct kern_chunk {
     uint32_t slot;
     uint32_t token_begin; /* index into the step's tokens */
@@ -173,7 +173,7 @@ struct kern_step {
 struct kern_sample {
     uint32_t slot;
     uint32_t token;
-    bool done; /* it is one of the slot's stop tokens */
+    bool done; /* one of the slot's stop tokens was sampled: true from that one on */
 };
 
 /* ---- the device --------------------------------------------------------------------------- */
@@ -185,7 +185,7 @@ struct kern_limits { /* fixed at open; all memory but the pool and the weights f
     uint32_t step_samples;  /* most sampling chunks of a step */
     uint32_t slot_pages;    /* most pages of a sequence */
     uint32_t adapter_pages; /* most pages of an adapter */
-    uint32_t page_tokens;   /* T, a power of two */
+    uint32_t page_tokens;   /* T, a power of two; page_elems is at least 2,048, a multiple of 64 */
     uint32_t threads;       /* CPU: 0 = as many as there are cores */
 };
 
@@ -224,7 +224,7 @@ struct kern_ops {
     enum err (*weight)(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
     /* Bytes that a pool may take on this device now; UINT64_MAX = not limited by the device. */
     uint64_t (*pool_room)(struct kern_device *d);
-    /* Once, after the weights. ERR_NO_SPACE. */
+    /* Once, after the weights. ERR_NO_SPACE; ERR_BAD_MODEL, naming a tensor that was not given. */
     enum err (*pool)(struct kern_device *d, uint32_t page_count, struct err_text *why);
 
     /* Copies an adapter image [layers][page_count][page_elems] of device elements into the pages of
@@ -248,7 +248,7 @@ struct kern_ops {
     enum err (*step_end)(struct kern_device *d, uint64_t *ticket);
 
     /* Waits for a step and copies its results, [count] as the step had sampling chunks. Each step
-     * is read once, in order; at most two may be unread. */
+     * is read once, in order; at most two may be unread, the one that step_begin opens included. */
     enum err (*step_read)(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
                           uint32_t count);
     /* For tests: the f32 logits [vocab] of sampling row `row` of the last ended step. */
@@ -260,12 +260,14 @@ const struct kern_ops *kern_cpu(void);
 /* The token a sampler draws: the reference for every device. `logits` [vocab] is overwritten.
  * temperature 0: the greatest, lowest id on ties. Else logits / temperature → the top_k greatest
  * (all that tie with the k-th stay) → the least set, from the most probable on, whose probability
- * reaches top_p → drawn by one uniform number in [0, 1) from Philox 4x32-10 keyed by the seed, with
- * counter (position, round 0), where position is that of the token being drawn. */
+ * reaches top_p (of equal ones the lowest ids) → the first id, ascending, up to which the kept
+ * probability exceeds u · all kept. u is word 0 of kern_random(seed, position, 0) times 2⁻³², where
+ * position is that of the token being drawn. A NaN counts as −∞; top_p below 0 keeps one token.
+ * Thread: any. Cost: some passes over the row; no sort, no allocation. */
 uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
                          uint32_t position);
 
-/* The Philox block: 4 words for (seed, position, round). */
+/* Philox 4x32-10 with key (seed low, seed high) and counter (position, round, 0, 0). */
 void kern_random(uint64_t seed, uint32_t position, uint32_t round, uint32_t out[4]);
 
 #endif
