@@ -1,7 +1,7 @@
 /* choose.c - whom to let in, adapter by adapter, and which adapters to bring nearer.
  *
  * One pass over the adapters with waiting jobs sorts them by where they are. Aged ones (their
- * oldest job has waited for wait_steps) come first, strictly by age: the first that finds no room
+ * oldest job has waited for wait_steps) take turns, strictly by age: the first that finds no room
  * closes the door for all others, so that room comes to it. The rest goes by priority, then by the
  * least predicted time per row. */
 #include "base/check.h"
@@ -118,24 +118,44 @@ static bool load(struct sched *s, struct sched_turn *t, uint32_t queue, enum sch
 
 /* ---- where the adapters are --------------------------------------------------------------- */
 
-/* A fetch that was asked for and did not come about is asked for ever more rarely; after two in a
- * row an idle resident goes, as its image may be what fills the host store. */
-static void watch_fetch(struct sched *s, struct sched_turn *t, uint32_t queue) {
+/* A fetch that did not come about: the adapter cannot be read, or the host store is full. It is
+ * asked for ever more rarely, so that others get their turn; fewer are asked for at once, as those
+ * that came may have been dropped again for the others' sake; and after two in a row an idle
+ * resident goes, whose image may be what fills the store. */
+static void fetch_missed(struct sched *s, struct sched_turn *t, uint32_t queue) {
     struct sched_queue *q = &s->queues[queue];
-    enum sched_adapter_state state = sched_state(s, t, queue);
-    if (!q->fetch_asked || state == SCHED_FETCHING) {
-        return;
-    }
-    q->fetch_asked = false;
-    if (state != SCHED_AWAY) {
-        q->fetch_misses = 0;
-        return;
-    }
-    q->fetch_again = s->plans + (1ULL << sched_min(q->fetch_misses, SCHED_BACKOFF_MAX));
+    uint32_t shift = s->running_count > 0 ? SCHED_BACKOFF_MAX : SCHED_BACKOFF_IDLE_MAX;
+    q->fetch_again = s->plans + (1ULL << sched_min(q->fetch_misses, shift));
     q->fetch_misses++;
+    s->fetch_limit = (s->fetch_limit + 1) / 2;
     if (q->fetch_misses >= 2 && s->evicts.count == 0) {
         struct sched_claim claim = {.queue = queue, .force = SCHED_SPARE_WANTED};
         (void)sched_evict_one(s, t, &claim);
+    }
+}
+
+static void watch_fetch(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    struct sched_queue *q = &s->queues[queue];
+    switch (sched_state(s, t, queue)) {
+    case SCHED_AWAY:
+        if (q->fetch_asked) {
+            fetch_missed(s, t, queue);
+        }
+        q->fetch_asked = false;
+        break;
+    case SCHED_FETCHING:
+        q->fetch_asked = true; /* still */
+        break;
+    case SCHED_STORED: /* may be dropped again, and is then one that was missed */
+        break;
+    case SCHED_LOADING:
+    case SCHED_RESIDENT:
+        if (q->fetch_asked) {
+            s->fetch_limit = sched_min(s->fetch_limit + 1, SCHED_FETCH_AHEAD);
+        }
+        q->fetch_asked = false;
+        q->fetch_misses = 0;
+        break;
     }
 }
 
@@ -232,13 +252,30 @@ static uint32_t aged_take(struct sched *s) {
     return queue;
 }
 
-static void admit_aged(struct sched *s, struct sched_turn *t, uint32_t queue) {
+/* Gives an adapter its turn: its jobs by age, as many as wait now, over several plans if rows are
+ * few; so its pages are read for all of them together. Preempted ones that come back take nobody
+ * along, as that could go on without end. */
+static void begin_turn(struct sched *s, uint32_t queue) {
     const struct sched_queue *q = &s->queues[queue];
-    while (!t->admit_closed && q->waiting > 0 && sched_aged(s, q->oldest)) {
+    s->turn_queue = queue;
+    s->turn_left = sched_min(q->waiting, sched_turn_jobs(s));
+    if (s->jobs[q->oldest].preempted) {
+        s->turn_left = 1;
+    }
+}
+
+static void continue_turn(struct sched *s, struct sched_turn *t) {
+    const struct sched_queue *q = &s->queues[s->turn_queue];
+    while (!t->admit_closed && s->turn_left > 0 && q->waiting > 0) {
         enum admitted result = admit(s, t, q->oldest, SCHED_TAKE_YOUNGER);
-        if (result != ADMITTED && result != ABORTED) {
+        if (result == ADMITTED || result == ABORTED) {
+            s->turn_left--;
+        } else {
             close_door(t, result);
         }
+    }
+    if (q->waiting == 0) {
+        s->turn_left = 0;
     }
 }
 
@@ -248,9 +285,12 @@ static void serve_aged(struct sched *s, struct sched_turn *t) {
     }
     while (s->aged.count > 0 && !(t->admit_closed && t->load_closed)) {
         uint32_t queue = aged_take(s);
+        const struct sched_queue *q = &s->queues[queue];
         if (sched_state(s, t, queue) == SCHED_RESIDENT) {
-            if (sched_readable(s, t, queue)) {
-                admit_aged(s, t, queue);
+            while (!t->admit_closed && sched_readable(s, t, queue) && q->waiting > 0 &&
+                   sched_aged(s, q->oldest)) {
+                begin_turn(s, queue);
+                continue_turn(s, t);
             }
             continue;
         }
@@ -311,7 +351,7 @@ static void serve_stored(struct sched *s, struct sched_turn *t) {
 }
 
 static void serve_away(struct sched *s, struct sched_turn *t) {
-    for (uint32_t i = 0; i < s->away.count && t->fetch_ahead < SCHED_FETCH_AHEAD; i++) {
+    for (uint32_t i = 0; i < s->away.count && t->fetch_ahead < s->fetch_limit; i++) {
         uint32_t queue = s->away.ranks[i].queue;
         s->fetches.items[s->fetches.count++] = queue;
         s->queues[queue].fetch_asked = true;
@@ -321,6 +361,9 @@ static void serve_away(struct sched *s, struct sched_turn *t) {
 
 void sched_choose(struct sched *s, struct sched_turn *t) {
     s->ready.count = s->stored.count = s->away.count = s->aged.count = 0;
+    if (s->turn_left > 0 && sched_readable(s, t, s->turn_queue)) {
+        continue_turn(s, t);
+    }
     for (uint32_t i = 0; i < s->waiting.count; i++) {
         place(s, t, s->waiting.items[i]);
     }

@@ -39,7 +39,8 @@ static bool may_go(const struct sched *s, const struct sched_turn *t, uint32_t q
     case SCHED_SPARE_WANTED:
         return false;
     case SCHED_TAKE_YOUNGER:
-        return s->jobs[q->oldest].order > claim->order;
+        return s->jobs[q->oldest].order > claim->order &&
+               !(queue == s->turn_queue && s->turn_left > 0);
     case SCHED_TAKE_ANY:
         return true;
     }

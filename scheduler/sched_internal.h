@@ -7,11 +7,13 @@
 #define SCHED_NONE UINT32_MAX
 
 enum {
-    SCHED_RANKED_MAX = 64,  /* adapters considered one by one in a plan, of each kind */
-    SCHED_FETCH_AHEAD = 8,  /* adapters on their way to, or waiting in, the host store */
-    SCHED_LOAD_AHEAD = 4,   /* adapters loading, or resident and not yet begun */
-    SCHED_OUTPUT_PAGES = 2, /* head-room for the output of a job that starts */
-    SCHED_BACKOFF_MAX = 8,  /* a fetch in vain is asked for again after 2^this plans at most */
+    SCHED_RANKED_MAX = 64,      /* adapters considered one by one in a plan, of each kind */
+    SCHED_FETCH_AHEAD = 8,      /* adapters on their way to, or waiting in, the host store */
+    SCHED_LOAD_AHEAD = 4,       /* adapters loading, or resident and not yet begun */
+    SCHED_TURN_ROWS = 4,        /* jobs of an adapter's turn: this × rows_max */
+    SCHED_OUTPUT_PAGES = 2,     /* head-room for the output of a job that starts */
+    SCHED_BACKOFF_MAX = 8,      /* a fetch in vain is asked for again after 2^this plans at most, */
+    SCHED_BACKOFF_IDLE_MAX = 3, /* or, while nothing runs, this */
 };
 
 enum sched_job_state { SCHED_FREE, SCHED_WAITING, SCHED_RUNNING, SCHED_ABORTED };
@@ -41,12 +43,12 @@ struct sched_queue {
     uint32_t waiting, running;
     uint32_t waiting_at;   /* place in `waiting`, or NONE */
     uint32_t resident_at;  /* place in `residents`, or NONE */
-    uint32_t fetch_misses; /* in a row */
-    bool fetch_asked;
-    uint64_t fetch_again; /* not before this plan */
-    uint64_t used_step;   /* it last had work */
-    uint64_t step_mark;   /* the plan whose step reads it */
-    uint64_t evict_mark;  /* the plan that evicts it */
+    uint32_t fetch_misses; /* since it last was in pages */
+    bool fetch_asked;      /* and has not come into pages since */
+    uint64_t fetch_again;  /* not before this plan */
+    uint64_t used_step;    /* it last had work */
+    uint64_t step_mark;    /* the plan whose step reads it */
+    uint64_t evict_mark;   /* the plan that evicts it */
 };
 
 struct sched_rank { /* of adapters: compared field by field, smaller first */
@@ -77,7 +79,9 @@ struct sched {
     uint32_t run_first, run_last; /* oldest start first */
     uint32_t waiting_count, running_count;
     uint64_t orders, plans, steps;
-    uint64_t cost_known; /* sum of cost_steps of jobs that wait or run */
+    uint32_t turn_queue, turn_left; /* the aged adapter whose turn it is, and jobs still to start */
+    uint32_t fetch_limit;           /* 1 .. SCHED_FETCH_AHEAD: what the host store bore lately */
+    uint64_t cost_known;            /* sum of cost_steps of jobs that wait or run */
     uint64_t admitted, preempted, expired;
     double us_fixed, us_tokens, us_pages; /* cost model: of a full step, of the whole pool */
     struct sched_ranking ready, stored, away;
@@ -135,6 +139,12 @@ static inline bool sched_readable(const struct sched *s, const struct sched_turn
 /* Has waited for wait_steps. */
 static inline bool sched_aged(const struct sched *s, uint32_t job) {
     return s->steps - s->jobs[job].enter_step >= s->options.wait_steps;
+}
+
+/* Jobs that an adapter's turn starts at most. */
+static inline uint32_t sched_turn_jobs(const struct sched *s) {
+    uint64_t jobs = (uint64_t)s->options.rows_max * SCHED_TURN_ROWS;
+    return jobs < s->options.jobs_max ? (uint32_t)jobs : s->options.jobs_max;
 }
 
 /* Runs, and the loop has still tokens to come from it. */

@@ -56,6 +56,7 @@ enum err sched_open(struct sched **out, const struct sched_options *options) {
         q->waiting_at = q->resident_at = SCHED_NONE;
     }
     s->run_first = s->run_last = SCHED_NONE;
+    s->fetch_limit = SCHED_FETCH_AHEAD;
     sched_cost_open(s);
     *out = s;
     return ERR_OK;
@@ -96,11 +97,14 @@ static uint64_t cost_steps(const struct sched *s, uint64_t prompt, uint64_t outp
            LAG_STEPS;
 }
 
-/* Why job J starts before this many steps (plans with work) in which its adapter can be loaded:
- * 1. After wait_steps J is aged. From then on admissions go by adapter, the one with the oldest
- *    waiting job first and of each only aged jobs, and when one does not find room nobody else is
- *    admitted. So a plan that admits jobs younger than J admits one older than J first, of which
- *    there are at most those waiting now, W: at most W × (rows_max - 1) younger ones get ahead.
+/* Why job J starts before this many steps (plans with work) in which its adapter can be had:
+ * 1. After wait_steps J is aged. From then on jobs start by turns of adapters: the turn goes to the
+ *    one whose oldest job is the oldest, starts jobs by age, at most sched_turn_jobs() of them, and
+ *    while the one whose turn it is finds no room nobody else is admitted. Let W jobs of A adapters
+ *    wait when J comes. Each turn before J's start begins with one of W that has not started yet
+ *    (preempted ones take nobody along) and starts all of its adapter's share of W or a full turn's
+ *    number: there are at most A + W / turn_jobs such turns, and one that was under way. So at most
+ *    (A + 1) × turn_jobs + W jobs that came after J start before it.
  * 2. The oldest running sequence is always served first and never preempted: if R is the set of
  *    jobs that run after J has come and before it starts, all of R is over, or J has started, after
  *    the sum of cost_steps over R. When nothing runs, the first in order needs no head-room and may
@@ -110,8 +114,8 @@ static uint64_t cost_steps(const struct sched *s, uint64_t prompt, uint64_t outp
  * It is a bound for proofs and alarms, not an estimate. */
 static uint64_t sched_bound(const struct sched *s) {
     uint64_t slot = (uint64_t)s->options.slot_pages * s->options.page_tokens;
-    uint64_t unknown =
-        s->options.rows_max + (uint64_t)s->waiting_count * (uint64_t)(s->options.rows_max - 1);
+    uint64_t unknown = s->options.rows_max + s->waiting_count +
+                       (uint64_t)(s->waiting.count + 1) * sched_turn_jobs(s);
     return s->options.wait_steps + s->cost_known + unknown * cost_steps(s, 0, slot) + LAG_STEPS;
 }
 
@@ -168,6 +172,9 @@ void sched_detach(struct sched *s, uint32_t job) {
         q->fetch_misses = 0;
         q->fetch_asked = false;
         q->fetch_again = 0;
+        if (s->turn_queue == j->queue) {
+            s->turn_left = 0;
+        }
     }
 }
 

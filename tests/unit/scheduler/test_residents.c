@@ -69,6 +69,21 @@ static void test_users_and_claims(void **state) {
     fix_close(f);
 }
 
+static void test_a_turn_is_not_cut_short(void **state) {
+    (void)state;
+    struct sched_turn t;
+    struct fixture *f = three(&t);
+    fix_enter(f, 9, 1, 1, 1);
+    f->adapters[0].users = f->adapters[2].users = 1;
+    f->sched->turn_queue = 1;
+    f->sched->turn_left = 1;
+    struct sched_claim claim = {.queue = 3, .force = SCHED_TAKE_YOUNGER, .order = 0};
+    assert_false(sched_evict_one(f->sched, &t, &claim));
+    claim.force = SCHED_TAKE_ANY; /* but for those that run, whose pages may be nowhere else */
+    assert_true(sched_evict_one(f->sched, &t, &claim));
+    fix_close(f);
+}
+
 static void test_list_follows_the_snapshot(void **state) {
     (void)state;
     struct sched_turn t;
@@ -87,6 +102,7 @@ int main(void) {
         cmocka_unit_test(test_least_recently_used),
         cmocka_unit_test(test_pages_on_their_way_count),
         cmocka_unit_test(test_users_and_claims),
+        cmocka_unit_test(test_a_turn_is_not_cut_short),
         cmocka_unit_test(test_list_follows_the_snapshot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
