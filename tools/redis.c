@@ -1,0 +1,94 @@
+#include "tools/redis.h"
+
+#include <stdio.h>
+
+#include "base/check.h"
+#include "worker/worker.h"
+
+static const char channel[] = "lorry:events";
+
+enum err redis_reach(redisContext **out, const struct config *c, struct err_text *why) {
+    if (c->redis_url[0] == '\0') {
+        return err_set_field(why, ERR_BAD_CONFIG, "redis.url",
+                             "redis.url is empty: there is no Redis to tell the workers through");
+    }
+    *out = registry_connect(c->redis_url, (uint32_t)c->redis_timeout_ms, why);
+    if (*out == NULL) {
+        return why->field[0] != '\0' ? ERR_BAD_CONFIG : ERR_AWAY; /* the field is redis.url */
+    }
+    return ERR_OK;
+}
+
+/* The answer; NULL: there was none, or an error. */
+static redisReply *ask(redisContext *r, int argc, const char **argv, struct err_text *why) {
+    redisReply *reply = redisCommandArgv(r, argc, argv, NULL);
+    if (reply == NULL || reply->type == REDIS_REPLY_ERROR) {
+        (void)err_set(why, ERR_AWAY, "Redis: %s: %s", argv[0],
+                      reply != NULL ? reply->str : r->errstr);
+        freeReplyObject(reply); /* NULL is fine */
+        return NULL;
+    }
+    return reply;
+}
+
+/* A command whose answer only matters when it is an error. */
+static enum err tell(redisContext *r, int argc, const char **argv, struct err_text *why) {
+    redisReply *reply = ask(r, argc, argv, why);
+    if (reply == NULL) {
+        return ERR_AWAY;
+    }
+    freeReplyObject(reply);
+    return ERR_OK;
+}
+
+enum err redis_ping(redisContext *r, struct err_text *why) {
+    const char *argv[] = {"PING"};
+    return tell(r, 1, argv, why);
+}
+
+enum err redis_set(redisContext *r, const char *key, const char *field, const char *value,
+                   struct err_text *why) {
+    const char *argv[] = {value != NULL ? "HSET" : "HDEL", key, field, value};
+    return tell(r, value != NULL ? 4 : 3, argv, why);
+}
+
+enum err redis_expire(redisContext *r, const char *key, int64_t seconds, struct err_text *why) {
+    char text[24];
+    (void)snprintf(text, sizeof text, "%lld", (long long)seconds);
+    const char *argv[] = {"EXPIRE", key, text};
+    return tell(r, 3, argv, why);
+}
+
+enum err redis_tell(redisContext *r, const char *kind, const char *id, int64_t *listeners,
+                    struct err_text *why) {
+    char event[REDIS_KEY_BYTES];
+    (void)snprintf(event, sizeof event, "%s %s", kind, id);
+    const char *argv[] = {"PUBLISH", channel, event};
+    redisReply *reply = ask(r, 3, argv, why);
+    if (reply == NULL) {
+        return ERR_AWAY;
+    }
+    *listeners = reply->type == REDIS_REPLY_INTEGER ? reply->integer : 0;
+    freeReplyObject(reply);
+    return ERR_OK;
+}
+
+enum err redis_get(redisContext *r, const char *key, const char *const *fields, int count,
+                   char values[][REDIS_VALUE_BYTES], struct err_text *why) {
+    const char *argv[2 + REDIS_FIELDS_MAX] = {"HMGET", key};
+    CHECK(count <= REDIS_FIELDS_MAX);
+    for (int i = 0; i < count; i++) {
+        argv[2 + i] = fields[i];
+    }
+    redisReply *reply = ask(r, 2 + count, argv, why);
+    if (reply == NULL) {
+        return ERR_AWAY;
+    }
+    for (int i = 0; i < count; i++) {
+        bool given = reply->type == REDIS_REPLY_ARRAY && (size_t)i < reply->elements &&
+                     reply->element[i]->type == REDIS_REPLY_STRING;
+        (void)snprintf(values[i], REDIS_VALUE_BYTES, "%s", given ? reply->element[i]->str : "");
+    }
+    freeReplyObject(reply);
+    return ERR_OK;
+}
