@@ -64,7 +64,7 @@ enum err {
         ERR_COUNT
 };
 
-enum { ERR_TEXT_BYTES = 512, ERR_FIELD_BYTES = 64 };
+enum { ERR_TEXT_BYTES = 512, ERR_FIELD_BYTES = 128 };
 
 /* What a person needs to know of one failure. Zero it before first use: `struct err_text why =
  * {0};` */
