@@ -60,7 +60,7 @@ struct sched_rank { /* of adapters: compared field by field, smaller first */
 
 struct sched_ranking { /* the best few, sorted */
     struct sched_rank ranks[SCHED_RANKED_MAX];
-    uint32_t count;
+    uint32_t count, most; /* most ≤ SCHED_RANKED_MAX */
 };
 
 struct sched_list {

@@ -57,6 +57,8 @@ enum err sched_open(struct sched **out, const struct sched_options *options) {
     }
     s->run_first = s->run_last = SCHED_NONE;
     s->fetch_limit = SCHED_FETCH_AHEAD;
+    s->ready.most = s->stored.most = SCHED_RANKED_MAX;
+    s->away.most = SCHED_FETCH_AHEAD;
     sched_cost_open(s);
     *out = s;
     return ERR_OK;

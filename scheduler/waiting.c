@@ -226,7 +226,7 @@ static bool ranks_before(const struct sched_rank *a, const struct sched_rank *b)
 
 void sched_rank_put(struct sched_ranking *ranking, const struct sched_rank *rank) {
     uint32_t at = ranking->count;
-    if (at == SCHED_RANKED_MAX) {
+    if (at == ranking->most) {
         if (!ranks_before(rank, &ranking->ranks[at - 1])) {
             return;
         }

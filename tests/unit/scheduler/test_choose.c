@@ -165,6 +165,38 @@ static void test_aged_take_turns(void **state) {
     fix_close(f);
 }
 
+/* A stream of jobs for one adapter, cheaper and of better priority, does not starve the other. */
+static void test_nobody_starves(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.rows_max = 2;
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 10);
+    fix_adapter(f, 1, SCHED_RESIDENT, 10);
+    for (uint32_t i = 1; i < FIX_JOBS; i++) {
+        struct sched_job job = fix_job(i, 0, 1, 1);
+        job.priority = -1;
+        (void)fix_put(f, &job);
+    }
+    fix_enter(f, 0, 1, 1, 1);
+    uint32_t waited = 0;
+    while (fix_plan(f) != NULL && fix_work(f, 0) == NULL) {
+        waited++;
+        assert_int_equal(f->plan.work_count, 2);
+        for (uint32_t i = 0; i < 2; i++) { /* each that ends comes again */
+            struct sched_job job = fix_job(f->plan.work[i].job, 0, 1, 1);
+            job.priority = -1;
+            job.arrival = 100 + waited;
+            sched_leave(f->sched, job.job);
+            (void)fix_put(f, &job);
+        }
+        f->adapters[0].users = 0;
+        assert_true(waited <= o.wait_steps + 8); /* a turn of 8 jobs, and those older */
+    }
+    assert_in_range(waited, o.wait_steps, o.wait_steps + 8);
+    fix_close(f);
+}
+
 static void test_loads(void **state) {
     (void)state;
     struct sched_options o = fix_options();
@@ -370,6 +402,7 @@ int main(void) {
         cmocka_unit_test(test_alone_with_few_pages),
         cmocka_unit_test(test_aged_closes_the_door),
         cmocka_unit_test(test_aged_take_turns),
+        cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_loads),
         cmocka_unit_test(test_a_load_leaves_pages_to_what_runs),
         cmocka_unit_test(test_evicts_for_a_load),

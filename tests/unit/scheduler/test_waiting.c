@@ -94,7 +94,7 @@ static void test_against_model(void **state) {
 
 static void test_ranking_keeps_the_best(void **state) {
     (void)state;
-    struct sched_ranking r = {.count = 0};
+    struct sched_ranking r = {.most = SCHED_RANKED_MAX};
     for (uint32_t i = 0; i < 1000; i++) { /* 7919 and 1000 have no common factor */
         uint32_t key = i * 7919 % 1000;
         sched_rank_put(&r, &(struct sched_rank){.first = 1, .third = key, .queue = key});
@@ -106,6 +106,12 @@ static void test_ranking_keeps_the_best(void **state) {
     sched_rank_put(&r, &(struct sched_rank){.first = 0, .third = 5000, .queue = 5000});
     assert_int_equal(r.ranks[0].queue, 5000);
     assert_int_equal(r.ranks[r.count - 1].queue, SCHED_RANKED_MAX - 2);
+    r = (struct sched_ranking){.most = 1};
+    sched_rank_put(&r, &(struct sched_rank){.order = 7, .queue = 7});
+    sched_rank_put(&r, &(struct sched_rank){.order = 8, .queue = 8});
+    sched_rank_put(&r, &(struct sched_rank){.order = 6, .queue = 6});
+    assert_int_equal(r.count, 1);
+    assert_int_equal(r.ranks[0].queue, 6);
 }
 
 int main(void) {
