@@ -5,12 +5,26 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "tools/tool.h"
 #include "worker/source.h"
 
 enum { METADATA_MS = 1000, SAY_AFTER_US = 2000000 };
 
 /* ---- clients ------------------------------------------------------------------------------ */
+
+static void log_client(const rd_kafka_t *rk, int level, const char *facility, const char *text) {
+    char quoted[LOG_LINE_BYTES / 2];
+    (void)rk;
+    if (strcmp(facility, "CONFWARN") == 0 && strstr(text, "partitioner") != NULL) {
+        return; /* every client of ours has it, and consumers say that they need none */
+    }
+    log_line(level <= 4   ? LOG_WARN
+             : level <= 6 ? LOG_INFO
+                          : LOG_DEBUG,
+             "kafka", "client facility=%s text=%s", facility,
+             log_quote(quoted, sizeof quoted, text));
+}
 
 enum err broker_open(rd_kafka_t **out, const struct config *c, const struct broker_options *options,
                      struct err_text *why) {
@@ -20,6 +34,7 @@ enum err broker_open(rd_kafka_t **out, const struct config *c, const struct brok
     if (conf == NULL) {
         return ERR_BAD_CONFIG;
     }
+    rd_kafka_conf_set_log_cb(conf, log_client);
     for (; extra != NULL && extra->name != NULL; extra++) {
         if (rd_kafka_conf_set(conf, extra->name, extra->value, text, sizeof text) !=
             RD_KAFKA_CONF_OK) {
@@ -77,7 +92,7 @@ uint32_t broker_partitions(const struct rd_kafka_metadata *metadata, const char 
 }
 
 enum err broker_missing(const char *topic, struct err_text *why) {
-    return err_set(why, ERR_BROKER, "topic %s does not exist; `lorry topics create` makes it",
+    return err_set(why, ERR_BAD_CONFIG, "topic %s does not exist; `lorry topics create` makes it",
                    topic);
 }
 

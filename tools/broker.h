@@ -36,7 +36,7 @@ NODISCARD enum err broker_wait(rd_kafka_t *rk, const struct config *c, int64_t t
 
 /* Partitions of a topic; 0: it does not exist. */
 uint32_t broker_partitions(const struct rd_kafka_metadata *metadata, const char *topic);
-/* The error for a topic that does not exist: ERR_BROKER. */
+/* The error for a topic that does not exist: ERR_BAD_CONFIG, as a worker has it. */
 enum err broker_missing(const char *topic, struct err_text *why);
 
 /* The first offset that is there and the next that will be. Errors  ERR_BROKER. */

@@ -169,6 +169,7 @@ static enum err open_producer(struct submit *s, struct err_text *why) {
     const struct broker_property extra[] = {
         {"enable.idempotence", "true"}, /* a retry makes no second job */
         {"linger.ms", "20"},
+        {"sticky.partitioning.linger.ms", "0"}, /* jobs without a key go everywhere, not in turns */
         {"message.max.bytes", bytes},
         {"queue.buffering.max.kbytes", "65536"},
         {NULL, NULL},
@@ -359,7 +360,7 @@ static int report(struct submit *s, enum err e, const struct err_text *why) {
         tool_note("%" PRIu64 " unknown field%s ignored", s->unknown_fields,
                   s->unknown_fields == 1 ? " is" : "s are");
     }
-    if (s->bad > 0) {
+    if (s->bad > 0 && (s->sent > 0 || e == ERR_OK)) {
         tool_note("%" PRIu64 " bad line%s not submitted", s->bad, s->bad == 1 ? " was" : "s were");
     }
     if (s->refused + lost > 0) {

@@ -199,10 +199,11 @@ static int report(const struct watch *w) {
     if (f->status == WIRE_SUCCEEDED) {
         return EXIT_DONE;
     }
-    tool_note("%s%s%s%s%s%s%.*s", tool_colour(stderr, TOOL_RED), wire_status_name(f->status),
-              tool_colour(stderr, TOOL_PLAIN), f->error_code != NULL ? ": " : "",
-              f->error_code != NULL ? f->error_code : "", f->error_message.bytes > 0 ? ": " : "",
-              (int)f->error_message.bytes,
+    const char *status = wire_status_name(f->status);
+    bool coded = f->error_code != NULL && strcmp(f->error_code, status) != 0;
+    tool_note("%s%s%s%s%s%s%.*s", tool_colour(stderr, TOOL_RED), status,
+              tool_colour(stderr, TOOL_PLAIN), coded ? ": " : "", coded ? f->error_code : "",
+              f->error_message.bytes > 0 ? ": " : "", (int)f->error_message.bytes,
               f->error_message.data != NULL ? f->error_message.data : "");
     return EXIT_JOBS;
 }

@@ -12,11 +12,12 @@ enum err redis_reach(redisContext **out, const struct config *c, struct err_text
         return err_set_field(why, ERR_BAD_CONFIG, "redis.url",
                              "redis.url is empty: there is no Redis to tell the workers through");
     }
-    *out = registry_connect(c->redis_url, (uint32_t)c->redis_timeout_ms, why);
-    if (*out == NULL) {
-        return why->field[0] != '\0' ? ERR_BAD_CONFIG : ERR_AWAY; /* the field is redis.url */
+    struct err_text cause = {0};
+    *out = registry_connect(c->redis_url, (uint32_t)c->redis_timeout_ms, &cause);
+    if (*out == NULL && cause.field[0] != '\0') { /* the URL itself is at fault */
+        return err_set_field(why, ERR_BAD_CONFIG, cause.field, "%s", cause.message);
     }
-    return ERR_OK;
+    return *out != NULL ? ERR_OK : err_set(why, ERR_AWAY, "Redis (redis.url): %s", cause.message);
 }
 
 /* The answer; NULL: there was none, or an error. */
