@@ -1,0 +1,111 @@
+"""Many adapters in few pages."""
+
+import pytest
+
+import folders
+from lab import eventually
+from outcomes import check_same
+
+ADAPTERS, ROWS, JOBS = 40, 8, 500
+JOB_PAGES = 2  # of the KV of a job below: at most 32 tokens
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    root = tmp_path_factory.mktemp("forty")
+    for i in range(ADAPTERS):
+        folders.make_adapter(root / f"a{i:02}", seed=100 + i, rank=8)
+    return root
+
+
+def adapter_pages(story, adapter_id):
+    """What the worker itself counts with only this adapter in the pool."""
+    worker = story.worker("measure")
+    story.send([{"id": "one", "adapter": adapter_id, "prompt": "Hi", "max_tokens": 1}])
+    story.check()
+    pages = eventually("it is resident", lambda: worker.metric("pool_pages_adapters"))
+    assert worker.stop() == 0
+    return int(pages)
+
+
+@pytest.mark.parametrize("store_bytes", ["64M", "2M"])
+def test_forty_adapters_with_room_for_eight(story, forty, store_bytes):
+    """With 2M even the host store has room for half of them: they are read from disk again."""
+    story.adapters = forty
+    pages = adapter_pages(story, "a00")
+    pool_pages = 8 * pages + ROWS * JOB_PAGES
+    assert pool_pages * folders.PAGE_BYTES < 2 << 20
+    jobs = [
+        {
+            "id": f"j-{i}",
+            "adapter": f"a{i * 17 % ADAPTERS:02}",
+            "tokens": [3 + (i + k) % 300 for k in range(4 + i % 7)],
+            "max_tokens": 4 + i % 17,
+            "ignore_eos": True,
+            "temperature": 0.9 if i % 2 else 0,
+        }
+        for i in range(JOBS)
+    ]
+    worker = story.worker(
+        "small", pool__pages=pool_pages, scheduler__rows=ROWS, store__bytes=store_bytes
+    )
+    story.send(jobs)
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    metrics = worker.metrics()
+    assert metrics["lorry_pool_pages"] == pool_pages
+    assert metrics["lorry_adapter_evictions_total"] >= ADAPTERS - pool_pages // pages
+    assert metrics["lorry_adapter_loads_total"] >= ADAPTERS
+    assert metrics["lorry_adapter_fetches_total"] >= ADAPTERS
+    if store_bytes == "2M":
+        assert metrics["lorry_store_bytes"] <= 2 << 20
+    eventually("the KV is given back", lambda: worker.metric("pool_pages_kv") == 0)
+    story.wait_committed()
+    del finals["one"]
+    check_same(finals, story.reference(jobs, **{"pool.bytes": "96M"}))
+
+
+def test_long_jobs_are_preempted_and_go_on(story):
+    """Rows that together outgrow the pool: some give their pages back and are computed again, and
+    nobody can tell from the answers."""
+    jobs = [
+        {
+            "id": f"j-{i}",
+            "adapter": [None, "alpha"][i % 2],
+            "prompt": f"job number {i}",
+            "max_tokens": 200,
+            "ignore_eos": True,
+            "temperature": 0.9,
+        }
+        for i in range(16)
+    ]
+    worker = story.worker(pool__pages=40, scheduler__rows=8)
+    story.send(jobs)
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    assert {final["usage"]["completion_tokens"] for final in finals.values()} == {200}
+    assert worker.metric("preemptions_total") > 0
+    check_same(finals, story.reference(jobs))
+
+
+def test_an_adapter_larger_than_the_pool_fails_alone(story, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    folders.make_adapter(root / "huge", seed=1, rank=256, modules=tuple(folders.MODULES))
+    folders.make_adapter(root / "small", seed=2, rank=2)
+    story.adapters = root
+    story.worker(pool__pages=24, scheduler__rows=4)
+    story.send(
+        [
+            {"id": f"{name}-{i}", "adapter": adapter, "prompt": "Hi", "max_tokens": 5}
+            for i in range(3)
+            for name, adapter in (("huge", "huge"), ("small", "small"), ("base", None))
+        ]
+    )
+    finals = story.check()
+    for job_id, final in finals.items():
+        if job_id.startswith("huge"):
+            assert final["status"] == "rejected"
+            assert final["error"]["code"] == "unsupported_adapter"
+        else:
+            assert final["status"] == "succeeded"

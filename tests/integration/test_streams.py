@@ -1,0 +1,231 @@
+"""Frames: stop strings, coalescing, jobs that do not stream, results that are too large."""
+
+import pytest
+
+from lab import eventually
+from outcomes import check_stream, streams_of
+
+GREEDY = {"prompt": "A story", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+
+def whole_text(story, adapter=None):
+    """What the job says without stop strings."""
+    return story.reference([{"id": "whole", "adapter": adapter, **GREEDY}])["whole"]["text"]
+
+
+def first_time(text, piece):
+    return text.find(piece)
+
+
+def test_stop_strings_cut_exactly(story):
+    text = whole_text(story)
+    assert len(text) > 40
+    stops = {
+        "one-character": [text[9]],
+        "several": [text[20:26]],
+        "long": [text[5:35]],
+        "of-two": [text[30:36], text[12:18]],
+        "overlapping": [text[14:20], text[15:18]],
+        "at-the-start": [text[0:3]],
+        "at-the-end": [text[-4:]],
+        "never": ["\u2603 never said"],
+        "almost": [text[10:16] + "\u2603", text[38:40]],
+    }
+    story.worker(frames__interval_ms=0)
+    jobs = [{"id": name, "stop": stop, **GREEDY} for name, stop in stops.items()]
+    jobs.append({"id": "as-text", **GREEDY, "stop": text[20:26]})
+    story.send(jobs)
+    finals = story.check()  # among others that frames equal the text
+    for each in jobs:
+        stop = each["stop"] if isinstance(each["stop"], list) else [each["stop"]]
+        # The cut is where the text that was said so far first holds a stop string.
+        ends = [text.find(one) + len(one) for one in stop if one in text]
+        final = finals[each["id"]]
+        if not ends:
+            assert final["text"] == text and final["finish_reason"] == "length"
+            continue
+        said = text[: min(ends)]
+        cut = min(said.find(one) for one in stop if one in said)
+        assert final["text"] == text[:cut], each
+        assert final["finish_reason"] == "stop" and final["status"] == "succeeded"
+        assert final["usage"]["completion_tokens"] <= GREEDY["max_tokens"]
+    assert finals["never"]["usage"]["completion_tokens"] == 60
+
+
+def test_stop_tokens_and_eos(story):
+    reference = story.reference([{"id": "whole", **GREEDY}])["whole"]
+    token = reference["tokens"][7]
+    first = reference["tokens"].index(token)
+    story.worker()
+    story.send([{"id": "by-token", **GREEDY, "stop_token_ids": [token]}])
+    final = story.check()["by-token"]
+    assert final["finish_reason"] == "stop"
+    assert final["text"] == "" or reference["text"].startswith(final["text"])
+    assert final["tokens"][:first] == reference["tokens"][:first]
+    assert len(final["tokens"]) <= first + 1
+
+
+def test_jobs_that_do_not_stream(story):
+    story.worker(frames__default="false")
+    story.send(
+        [
+            {"id": "default", "prompt": "Hi", "max_tokens": 5},
+            {"id": "no", "prompt": "Hi", "max_tokens": 5, "stream": False},
+            {"id": "yes", "prompt": "Hi", "max_tokens": 5, "stream": True},
+        ]
+    )
+    story.check()
+    streams = streams_of(story.records(story.frames))
+    assert set(streams) == {"yes"}
+
+
+def test_frames_are_gathered(story):
+    """Tokens come much faster than a frame every 200 ms."""
+    story.worker(frames__interval_ms=200)
+    story.send([{"id": "j", "prompt": "Hi", "max_tokens": 400, "ignore_eos": True}])
+    final = story.check()["j"]
+    kinds = [frame["kind"] for frame in story.frames_of("j")]
+    assert kinds[0] == "start" and kinds[-1] == "end"
+    assert kinds.count("tokens") <= 2 + final["timing_ms"]["total"] / 200
+
+
+def test_frames_come_while_the_job_runs(story, long_model):
+    story.model = long_model
+    story.worker()
+    story.send([{"id": "j", "prompt": "Hi", "max_tokens": 2500, "ignore_eos": True}])
+    story.wait_streaming("j", tokens=20)
+    assert "j" not in story.finals()
+    story.check()
+
+
+LIMIT = 4000  # of a record on the results topic
+
+
+def test_results_too_large_for_the_broker(story):
+    """First the tokens go, then the job has failed; neighbours in the same batch of the producer
+    are as they would be alone."""
+    story.create_topics(configs={"results": {"max.message.bytes": str(LIMIT)}})
+    sizes = {"small": 20, "middle": 1100, "large": 2000}
+    jobs = [
+        {
+            "id": f"{name}-{i}",
+            "prompt": f"{i}",
+            "adapter": [None, "alpha", "beta"][i % 3],
+            "max_tokens": count,
+            "ignore_eos": True,
+            "temperature": 1.0,
+            "metadata": {"size": name},
+        }
+        for i in range(8)
+        for name, count in sizes.items()
+    ]
+    worker = story.worker(scheduler__rows=32)
+    sent = story.send(jobs)
+    finals = story.check()
+    reference = story.reference(jobs)
+    outcomes = {}
+    for job in jobs:
+        final, whole = finals[job["id"]], reference[job["id"]]
+        text_bytes = len(whole["text"].encode())
+        # One byte for a token below 128, two or three above; 700 for all the rest.
+        token_bytes = sum(1 if t < 128 else 2 if t < 256 else 3 for t in whole["tokens"])
+        if text_bytes + token_bytes + 900 < LIMIT:
+            outcomes["whole"] = outcomes.get("whole", 0) + 1
+            assert final["status"] == "succeeded" and final["tokens"] == whole["tokens"], job["id"]
+            assert final["text"] == whole["text"]
+        elif text_bytes + 900 < LIMIT < text_bytes + token_bytes + 300:
+            outcomes["no-tokens"] = outcomes.get("no-tokens", 0) + 1
+            assert final["status"] == "succeeded" and not final["tokens"], job["id"]
+            assert final["text"] == whole["text"]
+            assert final["usage"] == whole["usage"]
+        elif text_bytes + 300 > LIMIT:
+            outcomes["failed"] = outcomes.get("failed", 0) + 1
+            assert final["status"] == "failed", job["id"]
+            assert final["error"]["code"] == "result_too_large"
+            assert not final["text"] and not final["tokens"]
+        assert final["metadata"] == job["metadata"]
+    assert set(outcomes) == {"whole", "no-tokens", "failed"}, "each case occurs"
+    assert outcomes["whole"] >= 8, "small ones do not suffer from their neighbours"
+    streams = streams_of(story.records(story.frames))
+    for each in sent:
+        assert check_stream(finals[each.id], streams), "frames are not concerned"
+    assert worker.metric('finals_total{status="failed"}') == outcomes["failed"]
+    story.wait_committed()
+
+
+def test_dead_letter_as_large_as_its_job(story):
+    """A rejected job near the broker's limit: its dead letter has headers on top."""
+    story.create_topics(configs={"dead": {"max.message.bytes": "2000000"}})
+    story.worker()
+    value = b'{"id": "big", "prompt": "' + b"x" * 990_000 + b'", "max_tokens": -1}'
+    story.send_raw(value)
+    story.send([{"id": "good", "prompt": "Hi", "max_tokens": 2}])
+    finals = story.wait_finals(2)
+    assert finals["big"]["status"] == "rejected"
+    assert finals["good"]["status"] == "succeeded"
+    eventually("the dead letter", lambda: story.records(story.dead))
+    assert story.records(story.dead)[0].value == value
+
+
+def test_dead_letter_that_is_refused(story):
+    """The dead letter's loss is logged and does not stop the final, nor the commit."""
+    story.create_topics(configs={"dead": {"max.message.bytes": "1000"}})
+    worker = story.worker()
+    story.send([{"id": "big", "prompt": "x" * 5000, "max_tokens": -1}])
+    finals = story.check()
+    assert finals["big"]["status"] == "rejected"
+    story.wait_committed()
+    assert not story.records(story.dead)
+    assert "dead letter refused" in worker.log and "id=big" in worker.log
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+def test_back_pressure(story, rows):
+    """No more than backlog.jobs are ever in the process; the rest waits on Kafka, and the group
+    does not mind."""
+    story.create_topics(partitions=6)
+    jobs = [
+        {
+            "id": f"j-{i}",
+            "adapter": [None, "alpha", "beta", "gamma", "delta"][i % 5],
+            "prompt": f"{i}",
+            "max_tokens": 6,
+            "ignore_eos": True,
+        }
+        for i in range(500)
+    ]
+    sent = story.send(jobs)
+    assert len({each.partition for each in sent}) > 1
+    worker = story.worker(backlog__jobs=16, scheduler__rows=rows)
+    held = []
+
+    def all_there():
+        held.append(worker.metric("jobs_held"))
+        return len(story.finals()) == 500
+
+    eventually("all are done", all_there)
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    assert max(held) <= 16 and max(held) > 8, f"held at most {max(held)}"
+    assert len(story.reader.records[story.results]) == 500, "nothing was done twice"
+    assert "revoked" not in worker.log and "lost" not in worker.log
+    story.wait_committed()
+
+
+def test_backlog_of_bytes(story):
+    """Large jobs are bounded by bytes before they are by number."""
+    filler = "x" * 200_000
+    story.create_topics()
+    for i in range(40):
+        story.send([{"id": f"j-{i}", "prompt": "Hi", "max_tokens": 2, "metadata": {},
+                     "unknown": filler}])
+    worker = story.worker(backlog__bytes="1M", scheduler__rows=1)
+    held = []
+
+    def all_there():
+        held.append(worker.metric("jobs_held"))
+        return len(story.finals()) == 40
+
+    eventually("all are done", all_there)
+    story.check()
+    assert max(held) <= 7, "1 MiB and the one that filled it"
