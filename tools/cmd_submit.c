@@ -305,11 +305,9 @@ static enum err end_manifest(struct submit *s, struct err_text *why) {
     m->count = (uint32_t)s->delivered;
     m->complete = true;
     for (uint32_t i = 0; i < s->batch.others.count && i < BATCH_OTHERS_MAX; i++) {
-        m->other_batch_ids[m->other_count] = strdup(s->batch.others.items[i].id);
-        if (m->other_batch_ids[m->other_count] == NULL) {
-            return err_set(why, ERR_NO_MEMORY, "no memory for the manifest");
-        }
-        m->other_count++;
+        struct ids_item *item = &s->batch.others.items[i]; /* the text moves */
+        m->other_batch_ids[m->other_count++] = item->id;
+        item->id = NULL;
     }
     return manifest_write(m, s->manifest_path, why);
 }

@@ -161,7 +161,7 @@ static int64_t dead_record_bytes(rd_kafka_t *rk, const struct config *c) {
 
 static enum err make_all(rd_kafka_t *rk, const struct config *c, uint32_t *differences,
                          struct err_text *why) {
-    const int64_t day_ms = 24 * HOUR_MS;
+    const int64_t day_ms = INT64_C(24) * HOUR_MS;
     const struct rd_kafka_metadata *metadata = NULL;
     enum err e = broker_wait(rk, c, c->kafka_start_timeout_s * 1000, &metadata, why);
     if (metadata != NULL) {

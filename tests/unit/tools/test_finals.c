@@ -3,26 +3,37 @@
 
 #include "tools/finals.h"
 
-static void give(struct finals *f, const char *id, uint32_t generation, uint32_t attempt,
-                 const char *run, enum wire_status status, const char *text,
-                 enum wire_encoding encoding) {
+static void give_encoded(struct finals *f, const struct wire_final *made,
+                         enum wire_encoding encoding) {
     struct wire_buffer buffer = {0};
+    struct wire_final read;
+    struct err_text why = {0};
+    assert_int_equal(wire_final_encode(made, encoding, &buffer), ERR_OK);
+    assert_int_equal(wire_final_decode(&read, buffer.data, buffer.bytes, &why), ERR_OK);
+    assert_int_equal(finals_upsert(f, BATCH_ID, &read, buffer.data, buffer.bytes), ERR_OK);
+    wire_final_deinit(&read);
+    wire_buffer_deinit(&buffer);
+}
+
+static struct wire_final make(const char *id, const char *run, const char *text) {
     struct wire_final made = {.id = {id, strlen(id)},
-                              .generation = generation,
-                              .attempt = attempt,
-                              .status = status,
+                              .attempt = 1,
+                              .status = WIRE_SUCCEEDED,
                               .text = {text, strlen(text)},
                               .completion_tokens = 2,
                               .topic = {"t", 1},
                               .timing = {-1, -1, -1}};
     (void)snprintf(made.run, sizeof made.run, "%s", run);
-    assert_int_equal(wire_final_encode(&made, encoding, &buffer), ERR_OK);
-    struct wire_final read;
-    struct err_text why = {0};
-    assert_int_equal(wire_final_decode(&read, buffer.data, buffer.bytes, &why), ERR_OK);
-    assert_int_equal(finals_upsert(f, BATCH_ID, &read, buffer.data, buffer.bytes), ERR_OK);
-    wire_final_deinit(&read);
-    wire_buffer_deinit(&buffer);
+    return made;
+}
+
+static void give(struct finals *f, const char *id, uint32_t generation, uint32_t attempt,
+                 const char *run, enum wire_status status, const char *text) {
+    struct wire_final made = make(id, run, text);
+    made.generation = generation;
+    made.attempt = attempt;
+    made.status = status;
+    give_encoded(f, &made, WIRE_JSON);
 }
 
 static bool holds(const struct finals_entry *e, const char *text) {
@@ -32,10 +43,10 @@ static bool holds(const struct finals_entry *e, const char *text) {
 static void greater_attempt_wins_in_any_order(void **state) {
     (void)state;
     struct finals f = {0};
-    give(&f, "a", 0, 2, RUN_A, WIRE_SUCCEEDED, "second", WIRE_JSON);
-    give(&f, "a", 0, 1, RUN_B, WIRE_FAILED, "first", WIRE_JSON);
-    give(&f, "b", 0, 1, RUN_B, WIRE_FAILED, "first", WIRE_JSON);
-    give(&f, "b", 0, 2, RUN_A, WIRE_SUCCEEDED, "second", WIRE_JSON);
+    give(&f, "a", 0, 2, RUN_A, WIRE_SUCCEEDED, "second");
+    give(&f, "a", 0, 1, RUN_B, WIRE_FAILED, "first");
+    give(&f, "b", 0, 1, RUN_B, WIRE_FAILED, "first");
+    give(&f, "b", 0, 2, RUN_A, WIRE_SUCCEEDED, "second");
     assert_int_equal(f.count, 2);
     assert_true(holds(&f.entries[0], "second"));
     assert_true(holds(&f.entries[1], "second"));
@@ -47,9 +58,9 @@ static void greater_attempt_wins_in_any_order(void **state) {
 static void of_equal_attempts_the_later_run_wins(void **state) {
     (void)state;
     struct finals f = {0};
-    give(&f, "a", 0, 1, RUN_B, WIRE_SUCCEEDED, "later", WIRE_JSON);
-    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "earlier", WIRE_JSON);
-    give(&f, "a", 0, 1, RUN_B, WIRE_SUCCEEDED, "repeated", WIRE_JSON);
+    give(&f, "a", 0, 1, RUN_B, WIRE_SUCCEEDED, "later");
+    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "earlier");
+    give(&f, "a", 0, 1, RUN_B, WIRE_SUCCEEDED, "repeated");
     assert_int_equal(f.count, 1);
     assert_true(holds(&f.entries[0], "later"));
     finals_deinit(&f);
@@ -58,8 +69,8 @@ static void of_equal_attempts_the_later_run_wins(void **state) {
 static void greater_generation_wins(void **state) {
     (void)state;
     struct finals f = {0};
-    give(&f, "a", 1, 1, RUN_A, WIRE_SUCCEEDED, "replayed", WIRE_JSON);
-    give(&f, "a", 0, 9, RUN_B, WIRE_SUCCEEDED, "original", WIRE_JSON);
+    give(&f, "a", 1, 1, RUN_A, WIRE_SUCCEEDED, "replayed");
+    give(&f, "a", 0, 9, RUN_B, WIRE_SUCCEEDED, "original");
     assert_true(holds(&f.entries[0], "replayed"));
     finals_deinit(&f);
 }
@@ -68,11 +79,11 @@ static void order_is_by_line_then_arrival(void **state) {
     (void)state;
     static const char *const wanted[] = {"0", "2", "10", "x", "y"};
     struct finals f = {0};
-    give(&f, "own-2", 0, 1, RUN_A, WIRE_SUCCEEDED, "x", WIRE_JSON);
-    give(&f, BATCH_ID "/10", 0, 1, RUN_A, WIRE_SUCCEEDED, "10", WIRE_JSON);
-    give(&f, "own-1", 0, 1, RUN_A, WIRE_SUCCEEDED, "y", WIRE_JSON);
-    give(&f, BATCH_ID "/2", 0, 1, RUN_A, WIRE_EXPIRED, "2", WIRE_JSON);
-    give(&f, BATCH_ID "/0", 0, 1, RUN_A, WIRE_SUCCEEDED, "0", WIRE_JSON);
+    give(&f, "own-2", 0, 1, RUN_A, WIRE_SUCCEEDED, "x");
+    give(&f, BATCH_ID "/10", 0, 1, RUN_A, WIRE_SUCCEEDED, "10");
+    give(&f, "own-1", 0, 1, RUN_A, WIRE_SUCCEEDED, "y");
+    give(&f, BATCH_ID "/2", 0, 1, RUN_A, WIRE_EXPIRED, "2");
+    give(&f, BATCH_ID "/0", 0, 1, RUN_A, WIRE_SUCCEEDED, "0");
     finals_sort(&f);
     for (uint32_t i = 0; i < 5; i++) {
         struct wire_final read;
@@ -91,8 +102,9 @@ static void lines_are_json_and_one_each(void **state) {
     struct finals f = {0};
     struct wire_buffer lines = {0};
     struct err_text why = {0};
-    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "json", WIRE_JSON);
-    give(&f, "b", 0, 1, RUN_A, WIRE_SUCCEEDED, "packed", WIRE_MSGPACK);
+    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "json");
+    struct wire_final packed = make("b", RUN_A, "packed");
+    give_encoded(&f, &packed, WIRE_MSGPACK);
     assert_int_equal(finals_line(&f.entries[0], FINALS_JSONL, &lines, &why), ERR_OK);
     assert_int_equal(lines.bytes, f.entries[0].bytes + 1);
     assert_memory_equal(lines.data, f.entries[0].value, f.entries[0].bytes);
@@ -123,8 +135,8 @@ static void openai_lines_tell_success_from_error(void **state) {
     struct finals f = {0};
     struct wire_buffer line = {0};
     struct err_text why = {0};
-    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "fine", WIRE_JSON);
-    give(&f, "b", 0, 1, RUN_A, WIRE_EXPIRED, "", WIRE_JSON);
+    give(&f, "a", 0, 1, RUN_A, WIRE_SUCCEEDED, "fine");
+    give(&f, "b", 0, 1, RUN_A, WIRE_EXPIRED, "");
     assert_int_equal(finals_line(&f.entries[0], FINALS_OPENAI, &line, &why), ERR_OK);
     assert_non_null(memmem(line.data, line.bytes, "\"status_code\":200", 17));
     line.bytes = 0;
