@@ -15,6 +15,7 @@ enum {
     KAFKA_COMMITTED_MS = 10000,     /* to learn where the group stands */
     KAFKA_STATS_MS = 2000,          /* how soon a lost broker shows */
     KAFKA_MESSAGE_BYTES = 16 << 20, /* ours; the broker's own limit decides */
+    KAFKA_BATCH_BYTES = 1000000,    /* of records sent at once, as librdkafka has it */
 };
 
 struct kafka_partition {

@@ -13,6 +13,7 @@
 enum {
     METADATA_MS = 2000,
     DESCRIBE_MS = 10000,
+    HEARTBEAT_MS = 3000, /* at most; and three of them in a session */
 };
 
 /* ---- configuration ------------------------------------------------------------------------ */
@@ -58,6 +59,9 @@ static enum err set_users(rd_kafka_conf_t *conf, const struct config *config,
 static void log_client(const rd_kafka_t *rk, int level, const char *facility, const char *text) {
     char quoted[LOG_LINE_BYTES / 2];
     (void)rk;
+    if (strcmp(facility, "CONFWARN") == 0 && strstr(text, "will be ignored by this") != NULL) {
+        return; /* a property of the other client: both are given all */
+    }
     log_line(level <= 3   ? LOG_ERROR
              : level == 4 ? LOG_WARN
              : level <= 6 ? LOG_INFO
@@ -83,6 +87,20 @@ struct rd_kafka_conf_s *source_kafka_conf(const struct config *config, struct er
     return conf;
 }
 
+/* `wishes` are what we would choose, and give way to the user's; `needs` are the contract's. */
+static rd_kafka_conf_t *client_conf(const struct config *config, const struct property *wishes,
+                                    size_t wish_count, const struct property *needs,
+                                    size_t need_count, struct err_text *why) {
+    rd_kafka_conf_t *conf = source_kafka_conf(config, why);
+    if (conf != NULL && (set_all(conf, wishes, wish_count, why) != ERR_OK ||
+                         set_users(conf, config, why) != ERR_OK ||
+                         set_all(conf, needs, need_count, why) != ERR_OK)) {
+        rd_kafka_conf_destroy(conf);
+        return NULL;
+    }
+    return conf;
+}
+
 static rd_kafka_t *client_new(rd_kafka_type_t type, rd_kafka_conf_t *conf, struct err_text *why) {
     char text[256] = "";
     rd_kafka_t *rk = rd_kafka_new(type, conf, text, sizeof text);
@@ -93,23 +111,23 @@ static rd_kafka_t *client_new(rd_kafka_type_t type, rd_kafka_conf_t *conf, struc
     return rk;
 }
 
-static enum err open_producer(struct source *s, struct err_text *why) {
+/* `batch_bytes`: the largest batch that all our topics take. */
+static enum err open_producer(struct source *s, int64_t batch_bytes, struct err_text *why) {
     char bytes[32];
     char stats[32];
+    char batch[32];
     (void)snprintf(bytes, sizeof bytes, "%d", KAFKA_MESSAGE_BYTES);
     (void)snprintf(stats, sizeof stats, "%d", KAFKA_STATS_MS);
-    const struct property ours[] = {
+    (void)snprintf(batch, sizeof batch, "%lld", (long long)batch_bytes);
+    const struct property wishes[] = {{"linger.ms", "5"}, {"batch.size", batch}};
+    const struct property needs[] = {
         {"enable.idempotence", "true"}, /* order and no duplicates by retries inside a session */
-        {"linger.ms", "5"},
         {"message.max.bytes", bytes},
         {"statistics.interval.ms", stats},
     };
-    rd_kafka_conf_t *conf = source_kafka_conf(s->config, why);
+    rd_kafka_conf_t *conf = client_conf(s->config, wishes, sizeof wishes / sizeof wishes[0], needs,
+                                        sizeof needs / sizeof needs[0], why);
     if (conf == NULL) {
-        return ERR_BAD_CONFIG;
-    }
-    if (set_all(conf, ours, sizeof ours / sizeof ours[0], why) != ERR_OK) {
-        rd_kafka_conf_destroy(conf);
         return ERR_BAD_CONFIG;
     }
     rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS);
@@ -125,29 +143,37 @@ static enum err open_consumer(struct source *s, uint32_t partitions, struct err_
     char kbytes[32];
     char session[32];
     char stats[32];
+    char heartbeat[32];
     int64_t each = s->config->kafka_queue_bytes / 1024 / (partitions > 0 ? partitions : 1);
     (void)snprintf(kbytes, sizeof kbytes, "%lld", (long long)(each > 16 ? each : 16));
     (void)snprintf(session, sizeof session, "%lld", (long long)s->config->kafka_session_timeout_ms);
     (void)snprintf(stats, sizeof stats, "%d", KAFKA_STATS_MS);
-    const struct property ours[] = {
+    int64_t beat = s->config->kafka_session_timeout_ms / 3;
+    (void)snprintf(heartbeat, sizeof heartbeat, "%lld",
+                   (long long)(beat < HEARTBEAT_MS ? beat : HEARTBEAT_MS));
+    const struct property wishes[] = {
+        {"queued.max.messages.kbytes", kbytes}, /* counts per partition, as each has its queue */
+        {"queued.min.messages", "1000"},
+        {"fetch.wait.max.ms", "100"},
+        {"heartbeat.interval.ms", heartbeat},
+    };
+    const struct property needs[] = {
         {"group.id", s->config->kafka_group},
         {"session.timeout.ms", session},
         {"enable.auto.commit", "false"}, /* acks.h decides */
         {"enable.auto.offset.store", "false"},
-        {"auto.offset.reset", "error"},         /* never skip silently */
-        {"queued.max.messages.kbytes", kbytes}, /* counts per partition, as each has its queue */
-        {"queued.min.messages", "1000"},
-        {"fetch.wait.max.ms", "100"},
+        {"auto.offset.reset", "error"}, /* never skip silently */
         {"statistics.interval.ms", stats},
     };
-    rd_kafka_conf_t *conf = source_kafka_conf(s->config, why);
+    rd_kafka_conf_t *conf = client_conf(s->config, wishes, sizeof wishes / sizeof wishes[0], needs,
+                                        sizeof needs / sizeof needs[0], why);
     if (conf == NULL) {
         return ERR_BAD_CONFIG;
     }
     char strategy[128] = "";
     size_t room = sizeof strategy;
-    enum err e = set_all(conf, ours, sizeof ours / sizeof ours[0], why);
-    if (e == ERR_OK && s->config->kafka_group_instance_id[0] != '\0') {
+    enum err e = ERR_OK;
+    if (s->config->kafka_group_instance_id[0] != '\0') {
         e = set(conf, "group.instance.id", s->config->kafka_group_instance_id, why);
     }
     (void)rd_kafka_conf_get(conf, "partition.assignment.strategy", strategy, &room);
@@ -246,8 +272,8 @@ static enum err wait_for_broker(struct source *s, uint32_t *partitions, struct e
     }
 }
 
-/* The value of a topic's cleanup.policy into `policy`; false: the broker would not say. */
-static bool topic_policy(rd_kafka_event_t *result, char *policy, size_t room) {
+/* The value of an entry in the broker's answer. */
+static bool entry_value(rd_kafka_event_t *result, const char *name, char *value, size_t room) {
     size_t count = 0;
     const rd_kafka_ConfigResource_t **resources = rd_kafka_DescribeConfigs_result_resources(
         rd_kafka_event_DescribeConfigs_result(result), &count);
@@ -256,10 +282,9 @@ static bool topic_policy(rd_kafka_event_t *result, char *policy, size_t room) {
         const rd_kafka_ConfigEntry_t **entry =
             rd_kafka_ConfigResource_configs(resources[i], &entries);
         for (size_t k = 0; k < entries; k++) {
-            const char *value = rd_kafka_ConfigEntry_value(entry[k]);
-            if (strcmp(rd_kafka_ConfigEntry_name(entry[k]), "cleanup.policy") == 0 &&
-                value != NULL) {
-                (void)snprintf(policy, room, "%s", value);
+            const char *found = rd_kafka_ConfigEntry_value(entry[k]);
+            if (strcmp(rd_kafka_ConfigEntry_name(entry[k]), name) == 0 && found != NULL) {
+                (void)snprintf(value, room, "%s", found);
                 return true;
             }
         }
@@ -267,33 +292,66 @@ static bool topic_policy(rd_kafka_event_t *result, char *policy, size_t room) {
     return false;
 }
 
+/* A topic's setting into `value`; false: the broker would not say. */
+static bool topic_setting(struct source *s, const char *topic, const char *name, char *value,
+                          size_t room) {
+    rd_kafka_queue_t *queue = rd_kafka_queue_new(s->producer);
+    rd_kafka_ConfigResource_t *resource =
+        rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, topic);
+    rd_kafka_DescribeConfigs(s->producer, &resource, 1, NULL, queue);
+    rd_kafka_event_t *result = rd_kafka_queue_poll(queue, DESCRIBE_MS);
+    bool known = result != NULL && rd_kafka_event_error(result) == RD_KAFKA_RESP_ERR_NO_ERROR &&
+                 entry_value(result, name, value, room);
+    if (!known) {
+        log_warn("kafka", "setting of a topic not known topic=%s setting=%s", topic, name);
+    }
+    if (result != NULL) {
+        rd_kafka_event_destroy(result);
+    }
+    rd_kafka_ConfigResource_destroy(resource);
+    rd_kafka_queue_destroy(queue);
+    return known;
+}
+
 /* A compacted jobs topic keyed by adapter would keep one job an adapter. */
 static enum err refuse_compacted(struct source *s, struct err_text *why) {
-    enum err e = ERR_OK;
-    for (uint32_t i = 0; e == ERR_OK && i < s->topic_count; i++) {
-        rd_kafka_queue_t *queue = rd_kafka_queue_new(s->producer);
-        rd_kafka_ConfigResource_t *resource =
-            rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, s->topics[i]);
-        rd_kafka_DescribeConfigs(s->producer, &resource, 1, NULL, queue);
-        rd_kafka_event_t *result = rd_kafka_queue_poll(queue, DESCRIBE_MS);
+    for (uint32_t i = 0; i < s->topic_count; i++) {
         char policy[64] = "";
-        if (result == NULL || rd_kafka_event_error(result) != RD_KAFKA_RESP_ERR_NO_ERROR ||
-            !topic_policy(result, policy, sizeof policy)) {
-            log_warn("kafka", "cleanup.policy not known topic=%s", s->topics[i]);
-        } else if (strstr(policy, "compact") != NULL) {
-            e = err_set_field(
-                why, ERR_BAD_CONFIG, "kafka.jobs",
-                "topic %s has cleanup.policy=%s, which would keep one job an adapter; "
-                "jobs topics need delete",
-                s->topics[i], policy);
+        if (topic_setting(s, s->topics[i], "cleanup.policy", policy, sizeof policy) &&
+            strstr(policy, "compact") != NULL) {
+            return err_set_field(why, ERR_BAD_CONFIG, "kafka.jobs",
+                                 "topic %s has cleanup.policy=%s, which would keep one job an "
+                                 "adapter; jobs topics need delete",
+                                 s->topics[i], policy);
         }
-        if (result != NULL) {
-            rd_kafka_event_destroy(result);
-        }
-        rd_kafka_ConfigResource_destroy(resource);
-        rd_kafka_queue_destroy(queue);
     }
-    return e;
+    return ERR_OK;
+}
+
+static void close_producer(struct source *s) {
+    rd_kafka_queue_destroy(s->producer_queue);
+    rd_kafka_destroy(s->producer);
+    s->producer_queue = NULL;
+    s->producer = NULL;
+}
+
+/* The broker refuses a batch that is larger than its topic takes, whole: a small final would be
+ * blamed for those it was sent with. So batches are made no larger than every topic takes; a record
+ * that is larger by itself goes alone, and its refusal is its own. */
+static enum err fit_batches(struct source *s, struct err_text *why) {
+    int64_t least = KAFKA_BATCH_BYTES;
+    for (uint32_t i = 0; i < 3; i++) {
+        char value[32] = "";
+        if (topic_setting(s, s->outputs[i], "max.message.bytes", value, sizeof value)) {
+            int64_t bytes = strtoll(value, NULL, 10);
+            least = bytes > 0 && bytes < least ? bytes : least;
+        }
+    }
+    if (least == KAFKA_BATCH_BYTES) {
+        return ERR_OK;
+    }
+    close_producer(s);
+    return open_producer(s, least, why);
 }
 
 static enum err join(struct source *s, struct err_text *why) {
@@ -323,12 +381,15 @@ enum err kafka_open(struct source *s, const struct config *config, struct err_te
     s->outputs[SOURCE_FINAL] = config->kafka_results;
     s->outputs[SOURCE_DEAD] = config->kafka_dead;
     uint32_t partitions = 0;
-    enum err e = open_producer(s, why);
+    enum err e = open_producer(s, KAFKA_BATCH_BYTES, why);
     if (e == ERR_OK) {
         e = wait_for_broker(s, &partitions, why);
     }
     if (e == ERR_OK) {
         e = refuse_compacted(s, why);
+    }
+    if (e == ERR_OK) {
+        e = fit_batches(s, why);
     }
     for (uint32_t i = 0; e == ERR_OK && i < 3; i++) {
         s->output_topics[i] = rd_kafka_topic_new(s->producer, s->outputs[i], NULL);
