@@ -300,7 +300,7 @@ class Story:
         source.write_text("".join(json.dumps(job) + "\n" for job in jobs))
         everything = {**self.model_options(), **options}
         self.tool("run", source, "-o", target, options=everything, expect=None, timeout_s=120)
-        finals = [json.loads(line) for line in target.read_text().splitlines()]
+        finals = [json.loads(line) for line in target.open(newline="\n")]
         return {final["id"]: final for final in finals}
 
     # -- jobs

@@ -19,7 +19,7 @@ def write_lines(path, lines):
 
 
 def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.open(newline="\n")]  # no other line ends
 
 
 def own_jobs(count):
