@@ -21,7 +21,7 @@ build/%/build.ninja: CMakePresets.json
 	@cmake --preset $* >/dev/null
 
 build: setup build/release/build.ninja
-	@cmake --build build/release -j $(JOBS)
+	@cmake --build build/release -j $(JOBS) --target lorryd lorry
 
 demo: build
 	@$(PYTHON) tools/demo/demo.py
