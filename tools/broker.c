@@ -150,8 +150,8 @@ enum err reader_open(struct reader *r, const struct config *c,
                      const char *const topics[READER_TOPICS_MAX], struct err_text *why) {
     static const struct broker_property extra[] = {
         {"enable.auto.commit", "false"},
-        {"auto.offset.reset", "error"},         /* what is gone is an error, never skipped */
-        {"queued.max.messages.kbytes", "4096"}, /* a partition */
+        {"auto.offset.reset", "error"},          /* what is gone is an error, never skipped */
+        {"queued.max.messages.kbytes", "16384"}, /* a partition; when full it rests for a second */
         {"fetch.wait.max.ms", "100"},
         {NULL, NULL},
     };

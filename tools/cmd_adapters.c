@@ -20,6 +20,9 @@ struct names {
 
 static void names_add(void *context, const char *name, bool valid) {
     struct names *n = context;
+    if (name[0] == '.') { /* how one hides a folder that is still being written */
+        return;
+    }
     if (!valid) {
         tool_note("%s: not an id of an adapter, so no job can name it", name);
         return;
@@ -44,12 +47,18 @@ static void names_deinit(struct names *n) {
     free(n->items);
 }
 
+static enum err need_root(const struct config *c, struct err_text *why) {
+    return c->adapters_dir[0] != '\0'
+               ? ERR_OK
+               : err_set_field(why, ERR_BAD_CONFIG, "adapters.dir",
+                               "no adapter root: give --adapters DIR or set adapters.dir");
+}
+
 static enum err names_read(struct names *n, const struct config *c, struct err_text *why) {
-    if (c->adapters_dir[0] == '\0') {
-        return err_set_field(why, ERR_BAD_CONFIG, "adapters.dir",
-                             "no adapter root: give --adapters DIR or set adapters.dir");
+    enum err e = need_root(c, why);
+    if (e == ERR_OK) {
+        e = model_adapter_list(c->adapters_dir, names_add, n, why);
     }
-    enum err e = model_adapter_list(c->adapters_dir, names_add, n, why);
     return e == ERR_OK && n->failed ? err_set(why, ERR_NO_MEMORY, "no memory for the names") : e;
 }
 
@@ -84,7 +93,7 @@ static void list_row(redisContext **redis, const char *id, int width) {
     values[0][REVISION_SHOWN] = '\0';
     (void)printf("%-*s", width, id);
     for (int i = 0; i < COLUMNS; i++) {
-        (void)printf("  %-12s", values[i][0] != '\0' ? values[i] : "-");
+        (void)printf("  %*s", i + 1 < COLUMNS ? -12 : 0, values[i][0] != '\0' ? values[i] : "-");
     }
     (void)putchar('\n');
 }
@@ -111,7 +120,7 @@ static int run_list(const struct tool *t) {
     if (e == ERR_OK) {
         (void)printf("%-*s", width, "id");
         for (int i = 0; i < COLUMNS; i++) {
-            (void)printf("  %-12s", columns[i]);
+            (void)printf("  %*s", i + 1 < COLUMNS ? -12 : 0, columns[i]);
         }
         (void)putchar('\n');
     }
@@ -178,8 +187,8 @@ static int run_check(const struct tool *t) {
     struct names names = {0};
     struct model *model = NULL;
     int refused = 0;
-    enum err e = names_read(&names, t->config, &why);
     bool named = t->argument_count > 0;
+    enum err e = named ? need_root(t->config, &why) : names_read(&names, t->config, &why);
     if (e == ERR_OK && t->config->model_dir[0] == '\0') {
         e = err_set_field(&why, ERR_BAD_CONFIG, "model.dir",
                           "no model: give --model DIR or set model.dir");

@@ -40,7 +40,6 @@ struct collect {
     uint64_t foreign, undecodable;
     uint32_t wanted; /* distinct ids */
     int64_t until_us;
-    bool timed_out;
 };
 
 /* ---- reading ------------------------------------------------------------------------------ */
@@ -153,12 +152,9 @@ static void show(struct collect *c) {
 
 static enum err gather(struct collect *c, struct err_text *why) {
     enum err e = ERR_OK;
-    while (e == ERR_OK && c->finals.count < c->wanted && !tool_interrupted()) {
+    while (e == ERR_OK && c->finals.count < c->wanted && !tool_interrupted() &&
+           clock_mono_us() < c->until_us) {
         rd_kafka_message_t *m = NULL;
-        c->timed_out = clock_mono_us() >= c->until_us;
-        if (c->timed_out) {
-            break;
-        }
         e = reader_next(&c->reader, POLL_MS, &m, why);
         if (m != NULL) {
             e = take(c, m, why);
@@ -226,10 +222,9 @@ static int report(const struct collect *c) {
         return EXIT_BROKER;
     }
     if (c->finals.count < c->wanted) {
-        tool_note("%s: %u of %u jobs have no final yet; collect again to get all",
-                  c->timed_out ? "timed out" : "interrupted", c->wanted - c->finals.count,
-                  c->wanted);
-        return c->timed_out ? EXIT_BROKER : EXIT_JOBS;
+        tool_note("timed out: %u of %u jobs have no final yet; collect again to get all",
+                  c->wanted - c->finals.count, c->wanted);
+        return EXIT_BROKER;
     }
     return c->finals.statuses[WIRE_SUCCEEDED] == c->finals.count ? EXIT_DONE : EXIT_JOBS;
 }
@@ -303,6 +298,10 @@ static int run(const struct tool *t) {
     }
     if (e == ERR_OK) {
         e = collect(&c, timeout_s, &why);
+    }
+    if (e == ERR_OK && tool_interrupted()) {
+        e = err_set(&why, ERR_INTERNAL, "interrupted with %u of %u finals; nothing was written",
+                    c.finals.count, c.wanted);
     }
     if (e == ERR_OK) {
         e = write_files(&c, out, errors, format, &why);

@@ -22,8 +22,8 @@ static const char intro[] = "lorry - batch inference for a language model with m
                             "\n";
 static const char outro[] =
     "\n"
-    "  help [COMMAND]                  this page, or all about a command\n"
-    "  help options                    the options that every command takes, with defaults\n"
+    "  help [COMMAND]    this page, or all about a command\n"
+    "  help options      the options that every command takes, with defaults\n"
     "\n"
     "Without Kafka:      lorry run jobs.jsonl -o results.jsonl --model DIR --adapters DIR\n"
     "With Kafka:         lorry topics create\n"
@@ -41,8 +41,7 @@ static void print_commands(FILE *out, const char *group) {
     size_t bytes = strlen(group);
     for (int i = 0; i < COMMAND_COUNT; i++) {
         if (strncmp(commands[i]->name, group, bytes) == 0) {
-            (void)fprintf(out, "  %-18s              %s\n", commands[i]->name,
-                          commands[i]->summary);
+            (void)fprintf(out, "  %-16s  %s\n", commands[i]->name, commands[i]->summary);
         }
     }
 }
