@@ -98,7 +98,7 @@ def test_frames_come_while_the_job_runs(story, long_model):
     story.check()
 
 
-LIMIT = 1800  # of a record on the results topic
+LIMIT = 2000  # of a record on the results topic
 
 
 def test_results_too_large_for_the_broker(story):
