@@ -24,7 +24,7 @@ build: setup build/release/build.ninja
 	@cmake --build build/release -j $(JOBS) --target lorryd lorry
 
 demo: build
-	@$(PYTHON) tools/demo/demo.py
+	@exec $(PYTHON) tools/demo/demo.py
 
 test: setup
 	@tools/test

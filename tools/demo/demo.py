@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -169,7 +170,8 @@ class Demo:
     def done(self, what, detail, since):
         t = self.terminal
         seconds = time.monotonic() - since
-        t.say(f"  {t.paint('green', t.tick)} {what:<16}{t.paint('dim', f'{detail:<40}')}{seconds:>6.1f} s")
+        row = f"{t.paint('green', t.tick)} {what:<8}{t.paint('dim', f'{detail:<36}')}"
+        t.say(f"  {row}{seconds:>7.1f} s")
 
     def lorry(self, *arguments, good=(0,)):
         """Runs the tool; what it says matters only where it fails."""
@@ -182,7 +184,8 @@ class Demo:
             start_new_session=True,
         )
         if done.returncode not in good:
-            raise DemoError(f"lorry {arguments[0]}: exit code {done.returncode}\n{done.stderr.strip()}")
+            said = done.stderr.strip()
+            raise DemoError(f"lorry {arguments[0]}: exit code {done.returncode}\n{said}")
 
     def start(self, server):
         # Killed, not stopped: nothing of theirs is kept.
@@ -200,9 +203,8 @@ class Demo:
         self.done("Redis", f"127.0.0.1:{redis.port}", since)
 
         since = time.monotonic()
-        model = subprocess.run(
-            [ROOT / "tools" / "setup", "--path", "model"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        ask = [ROOT / "tools" / "setup", "--path", "model"]
+        model = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
         self.config.write_text(
             CONFIGURATION.format(
                 model=json.dumps(model),
@@ -248,7 +250,8 @@ class Demo:
     def collect(self):
         """The finals, by the tool that a user has for it."""
         results = self.scratch / "results.jsonl"
-        self.lorry("collect", f"{self.jobs_file}.lorry.json", "-o", results, good=(0, 1))  # 1: see failures()
+        manifest = f"{self.jobs_file}.lorry.json"
+        self.lorry("collect", manifest, "-o", results, good=(0, 1))  # 1: failures() names them
         finals = [json.loads(line) for line in results.read_text().splitlines()]
         if {final["id"] for final in finals} != {job["id"] for job in self.sent}:
             raise DemoError(f"lorry collect gave {len(finals)} finals for {len(self.sent)} jobs")
@@ -268,11 +271,12 @@ class Demo:
         failed = report.failures(t, finals)
         tokens = sum(final["usage"]["completion_tokens"] for final in finals)
         prompt = sum(final["usage"]["prompt_tokens"] for final in finals)
-        good = t.paint("green", f"{len(finals) - failed} of {len(finals)} jobs succeeded")
-        t.say(f"  {good} in {seconds:.1f} s")
-        t.say(f"  {tokens:,} tokens, {tokens / seconds:.0f} tokens/s, after {prompt:,} prompt tokens")
+        succeeded = f"{len(finals) - failed} of {len(finals)} jobs succeeded"
+        t.say(f"  {t.paint('red' if failed else 'green', succeeded)} in {seconds:.1f} s")
+        t.say(f"  {tokens:,} tokens, {tokens / seconds:.0f} tokens/s; {prompt:,} prompt tokens")
         t.say(f"  set-up took {self.setup_seconds:.1f} s")
-        t.say(t.paint("dim", f"  lorryd: {drained}"))
+        for line in textwrap.wrap(f"lorryd: {drained}", t.width - 2):
+            t.say(t.paint("dim", f"  {line}"))
         return 1 if failed else 0
 
 
@@ -283,7 +287,7 @@ def run(terminal, scratch, count):
         except KeyboardInterrupt:
             terminal.say("  interrupted; stopping what was started")
             return 130
-        except (DemoError, ServerError, WatchError, OSError, subprocess.CalledProcessError) as error:
+        except (DemoError, ServerError, WatchError, OSError, subprocess.SubprocessError) as error:
             terminal.say(f"  {terminal.paint('red', 'failed')}: {error}")
             return 1
 
@@ -309,8 +313,8 @@ def main():
     except KeyboardInterrupt:
         return 130
     finally:
-        terminal.wipe()
         shutil.rmtree(scratch, ignore_errors=True)
+        terminal.wipe()  # last: the terminal may be gone
 
 
 if __name__ == "__main__":

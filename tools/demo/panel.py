@@ -6,6 +6,7 @@ import terminal as term
 
 REDRAW_SECONDS = 0.1
 PLAIN_SECONDS = 5.0
+COLUMNS_MIN = 64
 TEXT_LINES = 3
 FOLLOW_SECONDS_MIN = 1.5  # a finished text stays this long, to be read
 
@@ -25,7 +26,7 @@ class Panel:
             return
         self.follow(now)
         lines = self.lines()
-        live = self.terminal.live and self.terminal.fits(len(lines))
+        live = self.terminal.live and self.terminal.fits(len(lines), COLUMNS_MIN)
         if live:
             self.terminal.draw(lines)
         else:
@@ -50,9 +51,10 @@ class Panel:
     def lines(self):
         t, w = self.terminal, self.watch
         of = len(w.jobs)
-        counts = f" {w.finals:>4}/{of} jobs   {w.tokens_per_second:>4.0f} tokens/s   eta {self.eta()}"
+        rate = f"{w.tokens_per_second:>4.0f} tokens/s"
+        counts = f" {w.finals:>4}/{of} jobs   {rate}   eta {self.eta()}"
         bar = t.bar(w.finals, of, max(t.width - len(counts) - 2, 10))
-        lines = ["", f"  {bar}{counts}"[: None if t.coloured else t.width], ""]
+        lines = ["", f"  {bar}{counts}", ""]
         lines.append(t.paint("dim", f"  {'adapter':<10}{'done':>9}{'running':>10}{'tokens':>10}"))
         for name, group in w.by_adapter().items():
             done = sum(job.final is not None for job in group)

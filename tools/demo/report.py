@@ -47,9 +47,11 @@ def answers(t, sent, finals, questions):
     """The same questions through the base and each adapter."""
     texts = {final["id"]: final.get("text") or "" for final in finals}
     for question in questions:
-        t.say()
-        t.say(f"  {t.paint('bold', question)}")
-        for job in (job for job in sent if jobs.question(job) == question):
+        asked = [job for job in sent if jobs.question(job) == question]
+        if asked:
+            t.say()
+            t.say(f"  {t.paint('bold', question)}")
+        for job in asked:
             lines = term.wrap(texts.get(job["id"], ""), t.width - 14, ANSWER_LINES_MAX)
             t.say(f"    {t.paint('cyan', f'{jobs.adapter(job):<10}')}{lines[0]}")
             for line in lines[1:]:

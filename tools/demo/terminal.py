@@ -73,8 +73,9 @@ class Terminal:
         self.wipe()
         print(line, file=self.out, flush=True)
 
-    def fits(self, lines):
-        return lines + PANEL_LINES_SPARE <= shutil.get_terminal_size((WIDTH_MAX, 24)).lines
+    def fits(self, lines, columns):
+        window = shutil.get_terminal_size((WIDTH_MAX, 24))
+        return columns <= window.columns and lines + PANEL_LINES_SPARE <= window.lines
 
     def draw(self, lines):
         """Draws the panel in the place of the last one. Lines are no wider than the window."""
