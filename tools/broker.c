@@ -96,15 +96,28 @@ enum err broker_missing(const char *topic, struct err_text *why) {
                    topic);
 }
 
+/* A partition of a topic that was just made, or that moves, has no leader for a moment. */
+static bool passes_by_itself(rd_kafka_resp_err_t err) {
+    return err == RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION ||
+           err == RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE ||
+           err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+}
+
 enum err broker_offsets(rd_kafka_t *rk, const char *topic, uint32_t partition, int64_t *low,
                         int64_t *high, struct err_text *why) {
-    rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(rk, topic, (int32_t)partition, low,
-                                                               high, BROKER_ANSWER_MS);
-    if (err != RD_KAFKA_RESP_ERR_NO_ERROR) {
-        return err_set(why, ERR_BROKER, "offsets of %s, partition %u: %s", topic, partition,
-                       rd_kafka_err2str(err));
+    int64_t until_us = clock_mono_us() + (int64_t)BROKER_ANSWER_MS * 1000;
+    for (;;) {
+        rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(rk, topic, (int32_t)partition,
+                                                                   low, high, BROKER_ANSWER_MS);
+        if (err == RD_KAFKA_RESP_ERR_NO_ERROR) {
+            return ERR_OK;
+        }
+        if (!passes_by_itself(err) || clock_mono_us() >= until_us) {
+            return err_set(why, ERR_BROKER, "offsets of %s, partition %u: %s", topic, partition,
+                           rd_kafka_err2str(err));
+        }
+        clock_sleep_ms(50);
     }
-    return ERR_OK;
 }
 
 static bool find_entry(const rd_kafka_ConfigResource_t *resource, const char *name, char *value,

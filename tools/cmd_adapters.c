@@ -171,11 +171,10 @@ static enum err check_all(const struct tool *t, const struct model_facts *model,
     if (e != ERR_OK) {
         return e;
     }
-    uint64_t elems = kern_page_elems(&model->shape, plan.page_tokens) * model->shape.layers;
     struct model_adapter_options options = {.root = t->config->adapters_dir,
                                             .page_tokens = plan.page_tokens,
-                                            .elem_bytes = (uint32_t)(plan.page_bytes / elems),
-                                            .page_count_max = plan.page_count};
+                                            .elem_bytes = plan.elem_bytes,
+                                            .page_count_max = plan.adapter_pages};
     for (int i = 0; i < count; i++) {
         *refused += verdict(model, &options, ids[i]) ? 0 : 1;
     }

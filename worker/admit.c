@@ -31,8 +31,9 @@ static void name_job(const struct admit_options *o, struct job *job) {
         job->id[job->wire.id.bytes] = '\0';
         return;
     }
-    (void)snprintf(job->id, sizeof job->id, "@%s/%" PRId32 "/%" PRId64,
-                   o->ops->topic_name(o->source, job->at.topic), job->at.partition, job->at.offset);
+    const char *topic = o->ops->topic_name(o->source, job->at.topic);
+    (void)snprintf(job->id, sizeof job->id, "%s%s/%" PRId32 "/%" PRId64, topic[0] == '@' ? "" : "@",
+                   topic, job->at.partition, job->at.offset);
 }
 
 static enum err find_adapter(const struct admit_options *o, struct job *job) {

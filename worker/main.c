@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -53,8 +54,12 @@ static void signals_catch(void) {
     (void)signal(SIGPIPE, SIG_IGN);
 }
 
+/* The worker once it serves. Before that it holds no job, and a signal ends the process at once,
+ * however long the weights or the broker take. */
+static _Atomic(struct worker *) serving;
+
 static void *signals_main(void *argument) {
-    struct worker *w = argument;
+    (void)argument;
     sigset_t set;
     (void)sigemptyset(&set);
     (void)sigaddset(&set, SIGTERM);
@@ -66,6 +71,11 @@ static void *signals_main(void *argument) {
         if (count > 0) {
             log_warn("worker", "second signal: exit without waiting");
             _exit(EXIT_JOBS);
+        }
+        struct worker *w = atomic_load(&serving);
+        if (w == NULL) {
+            log_info("worker", "stopped before the first job");
+            _exit(EXIT_DONE);
         }
         log_info("worker", "draining");
         worker_drain(w);
@@ -83,21 +93,20 @@ static enum err serve(struct config *config, struct err_text *why) {
     enum log_level level = LOG_INFO;
     (void)log_level_parse(config->log_level, &level);
     log_configure(level, config->log_debug);
-    struct worker *w = NULL;
-    enum err e = worker_open(
-        &w, &(struct worker_options){.config = config, .http = true, .registry = true}, why);
-    if (e != ERR_OK) {
-        return e;
-    }
     pthread_t thread;
-    if (pthread_create(&thread, NULL, signals_main, w) != 0) {
-        worker_close(w);
+    if (pthread_create(&thread, NULL, signals_main, NULL) != 0) {
         return err_set(why, ERR_NO_MEMORY, "no thread for signals");
     }
+    struct worker *w = NULL;
     struct source *source = NULL;
     const struct source_ops *ops = NULL;
-    e = source_open_kafka(&source, &ops, config, why);
+    enum err e = worker_open(
+        &w, &(struct worker_options){.config = config, .http = true, .registry = true}, why);
     if (e == ERR_OK) {
+        e = source_open_kafka(&source, &ops, config, why);
+    }
+    if (e == ERR_OK) {
+        atomic_store(&serving, w);
         e = worker_run(w, source, ops, why);
     }
     if (e == ERR_OK) {

@@ -21,6 +21,8 @@
 enum {
     ADAPTER_PAGES_MAX = 4096, /* rank 512 on all modules of an 8B model takes 1,280 */
     ELEM_BYTES_CPU = 4,
+    STORED_BYTES_MIN = 2,      /* of a weight in a checkpoint: f16, bf16 */
+    FIXED_BYTES = 256 << 20,   /* tables, tokenizer, activations, threads, libraries */
     FINISH_TIMEOUT_MS = 30000, /* for the last deliveries */
     PROGRESS_STEP_PERCENT = 10,
 };
@@ -81,22 +83,25 @@ enum err worker_plan(const struct config *c, const struct model_facts *model,
         .page_tokens = tokens,
         .page_count = (uint32_t)pages,
         .slot_pages = slot_pages < pages ? slot_pages : (uint32_t)pages,
+        .adapter_pages = pages < ADAPTER_PAGES_MAX ? (uint32_t)pages : ADAPTER_PAGES_MAX,
+        .elem_bytes = ELEM_BYTES_CPU,
         .page_bytes = page_bytes,
         .pool_bytes = pages * page_bytes,
-        .weight_bytes = model->weight_bytes,
+        .weight_bytes = model->weight_bytes * (ELEM_BYTES_CPU / STORED_BYTES_MIN),
     };
+    plan->memory_bytes = plan->pool_bytes + plan->weight_bytes + (uint64_t)c->store_bytes +
+                         (uint64_t)c->backlog_bytes + (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
     return ERR_OK;
 }
 
 static struct kern_limits limits_of(const struct config *c, const struct worker_plan *plan) {
-    uint32_t pages = plan->page_count;
     return (struct kern_limits){
         .slots = (uint32_t)c->scheduler_rows,
         .adapters = (uint32_t)c->pool_adapters,
         .step_tokens = (uint32_t)c->scheduler_step_tokens,
         .step_samples = (uint32_t)c->scheduler_rows,
         .slot_pages = plan->slot_pages,
-        .adapter_pages = pages < ADAPTER_PAGES_MAX ? pages : ADAPTER_PAGES_MAX,
+        .adapter_pages = plan->adapter_pages,
         .page_tokens = plan->page_tokens,
         .threads = (uint32_t)c->device_threads,
     };
@@ -147,13 +152,13 @@ static void name_worker(struct worker *w) {
 static void say_sizes(const struct worker *w) {
     const struct config *c = w->options.config;
     const struct model_facts *f = model_facts(w->model);
-    uint64_t weights = f->weight_bytes * (f->shape.hidden > 0 ? 1 : 0);
     log_info("model",
-             "ready model=%s architecture=%s device=%s layers=%u weights_bytes=%" PRIu64
-             " pool_bytes=%" PRIu64 " pages=%u page_tokens=%u store_bytes_max=%" PRId64
-             " backlog_bytes_max=%" PRId64,
-             f->name, f->architecture, w->ops->name, f->shape.layers, weights, w->plan.pool_bytes,
-             w->plan.page_count, w->plan.page_tokens, c->store_bytes, c->backlog_bytes);
+             "ready model=%s architecture=%s device=%s layers=%u pages=%u page_tokens=%u "
+             "weights_bytes=%" PRIu64 " pool_bytes=%" PRIu64 " store_bytes_max=%" PRId64
+             " backlog_bytes_max=%" PRId64 " memory_bytes_max=%" PRIu64,
+             f->name, f->architecture, w->ops->name, f->shape.layers, w->plan.page_count,
+             w->plan.page_tokens, w->plan.weight_bytes, w->plan.pool_bytes, c->store_bytes,
+             c->backlog_bytes, w->plan.memory_bytes);
 }
 
 static enum err open_parts(struct worker *w, struct err_text *why) {

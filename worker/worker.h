@@ -57,7 +57,11 @@ const struct model_facts *worker_model(const struct worker *w);
 /* What would be opened, without loading weights: `lorry check`. */
 struct worker_plan {
     uint32_t page_tokens, page_count, slot_pages;
-    uint64_t page_bytes, pool_bytes, weight_bytes;
+    uint32_t adapter_pages; /* most of one adapter */
+    uint32_t elem_bytes;    /* of the device */
+    uint64_t page_bytes;    /* over all layers */
+    uint64_t pool_bytes, weight_bytes;
+    uint64_t memory_bytes; /* the sum of all that may become resident (invariant 7) */
 };
 NODISCARD enum err worker_plan(const struct config *config, const struct model_facts *model,
                                struct worker_plan *plan, struct err_text *why);

@@ -326,11 +326,11 @@ def test_run_without_kafka(story):
     out = story.folder / "out.jsonl"
     story.tool("run", path, "-o", out, options=story.model_options(), expect=JOBS)
     finals = {final["id"]: final for final in read_lines(out)}
-    assert set(finals) == {"a", "@@file/0/1", "c", "@@file/0/4"}
+    assert set(finals) == {"a", "@file/0/1", "c", "@file/0/4"}
     assert finals["a"]["status"] == "succeeded"
-    assert finals["@@file/0/1"]["source"] == {"topic": "@file", "partition": 0, "offset": 1}
+    assert finals["@file/0/1"]["source"] == {"topic": "@file", "partition": 0, "offset": 1}
     assert finals["c"]["error"]["field"] == "max_tokens"
-    assert finals["@@file/0/4"]["error"]["code"] == "bad_message"
+    assert finals["@file/0/4"]["error"]["code"] == "bad_message"
     story.tool("run", path, "-o", out, options={**story.model_options(), "model": "nowhere"},
                expect=MODEL)
     story.tool("run", story.folder / "none.jsonl", options=story.model_options(), expect=USAGE)

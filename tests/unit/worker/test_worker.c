@@ -228,7 +228,7 @@ static void test_bad_jobs(void **state) {
         const char *id, *status, *code, *field;
     } expected[] = {
         {"good", "succeeded", NULL, NULL},
-        {"@@file/0/1", "rejected", "bad_message", NULL},
+        {"@file/0/1", "rejected", "bad_message", NULL},
         {"nobody", "rejected", "unknown_adapter", "adapter"},
         {"path", "rejected", "bad_field", "adapter"},
         {"empty", "rejected", "bad_field", "prompt"},
