@@ -3,12 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "tools/adapters.h"
 #include "tools/redis.h"
-#include "tools/tool.h"
 #include "worker/worker.h"
 
-enum { REVISION_SHOWN = 12, MS_MAX_BITS = 53 };
+enum { MS_MAX_BITS = 53 };
 
 /* ---- names of the root -------------------------------------------------------------------- */
 
@@ -47,7 +46,7 @@ static void names_deinit(struct names *n) {
     free(n->items);
 }
 
-static enum err need_root(const struct config *c, struct err_text *why) {
+enum err adapters_need_root(const struct config *c, struct err_text *why) {
     return c->adapters_dir[0] != '\0'
                ? ERR_OK
                : err_set_field(why, ERR_BAD_CONFIG, "adapters.dir",
@@ -55,7 +54,7 @@ static enum err need_root(const struct config *c, struct err_text *why) {
 }
 
 static enum err names_read(struct names *n, const struct config *c, struct err_text *why) {
-    enum err e = need_root(c, why);
+    enum err e = adapters_need_root(c, why);
     if (e == ERR_OK) {
         e = model_adapter_list(c->adapters_dir, names_add, n, why);
     }
@@ -90,7 +89,7 @@ static void list_row(redisContext **redis, const char *id, int width) {
         redisFree(*redis);
         *redis = NULL;
     }
-    values[0][REVISION_SHOWN] = '\0';
+    values[0][ADAPTERS_REVISION_SHOWN] = '\0';
     (void)printf("%-*s", width, id);
     for (int i = 0; i < COLUMNS; i++) {
         (void)printf("  %*s", i + 1 < COLUMNS ? -12 : 0, values[i][0] != '\0' ? values[i] : "-");
@@ -155,7 +154,7 @@ static bool verdict(const struct model_facts *model, const struct model_adapter_
     if (ok) {
         (void)printf("rank=%u modules=%u bytes=%" PRIu64 " pages=%u revision=%.*s\n",
                      facts.rank_max, facts.modules, facts.file_bytes, facts.page_count,
-                     REVISION_SHOWN, facts.revision);
+                     ADAPTERS_REVISION_SHOWN, facts.revision);
     } else {
         (void)printf("%s %s %s\n", err_name(e), why.field[0] != '\0' ? why.field : "-",
                      why.message[0] != '\0' ? why.message : err_text(e));
@@ -164,20 +163,26 @@ static bool verdict(const struct model_facts *model, const struct model_adapter_
     return ok;
 }
 
-static enum err check_all(const struct tool *t, const struct model_facts *model, char **ids,
-                          int count, int *refused, struct err_text *why) {
+enum err adapters_open_model(const struct config *c, struct model **out,
+                             struct model_adapter_options *options, struct err_text *why) {
     struct worker_plan plan;
-    enum err e = worker_plan(t->config, model, &plan, why);
+    struct model *model = NULL;
+    enum err e = c->model_dir[0] != '\0'
+                     ? model_open(&model, c->model_dir, why)
+                     : err_set_field(why, ERR_BAD_CONFIG, "model.dir",
+                                     "no model: give --model DIR or set model.dir");
+    if (e == ERR_OK) {
+        e = worker_plan(c, model_facts(model), &plan, why);
+    }
     if (e != ERR_OK) {
+        model_close(model);
         return e;
     }
-    struct model_adapter_options options = {.root = t->config->adapters_dir,
-                                            .page_tokens = plan.page_tokens,
-                                            .elem_bytes = plan.elem_bytes,
-                                            .page_count_max = plan.adapter_pages};
-    for (int i = 0; i < count; i++) {
-        *refused += verdict(model, &options, ids[i]) ? 0 : 1;
-    }
+    *options = (struct model_adapter_options){.root = c->adapters_dir,
+                                              .page_tokens = plan.page_tokens,
+                                              .elem_bytes = plan.elem_bytes,
+                                              .page_count_max = plan.adapter_pages};
+    *out = model;
     return ERR_OK;
 }
 
@@ -185,19 +190,16 @@ static int run_check(const struct tool *t) {
     struct err_text why = {0};
     struct names names = {0};
     struct model *model = NULL;
+    struct model_adapter_options options;
     int refused = 0;
     bool named = t->argument_count > 0;
-    enum err e = named ? need_root(t->config, &why) : names_read(&names, t->config, &why);
-    if (e == ERR_OK && t->config->model_dir[0] == '\0') {
-        e = err_set_field(&why, ERR_BAD_CONFIG, "model.dir",
-                          "no model: give --model DIR or set model.dir");
-    }
+    enum err e = named ? adapters_need_root(t->config, &why) : names_read(&names, t->config, &why);
     if (e == ERR_OK) {
-        e = model_open(&model, t->config->model_dir, &why);
+        e = adapters_open_model(t->config, &model, &options, &why);
     }
-    if (e == ERR_OK) {
-        e = check_all(t, model_facts(model), named ? t->arguments : names.items,
-                      named ? t->argument_count : names.count, &refused, &why);
+    for (int i = 0; e == ERR_OK && i < (named ? t->argument_count : names.count); i++) {
+        const char *id = named ? t->arguments[i] : names.items[i];
+        refused += verdict(model_facts(model), &options, id) ? 0 : 1;
     }
     model_close(model);
     names_deinit(&names);

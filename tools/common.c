@@ -41,15 +41,9 @@ enum err tool_int(const char *name, const char *text, int64_t min, int64_t max, 
     return ERR_OK;
 }
 
-const char *tool_model_name(const struct config *c, char room[TOOL_NAME_BYTES]) {
-    if (c->model_name[0] != '\0') {
-        return c->model_name;
-    }
-    if (c->model_dir[0] == '\0') {
-        return NULL;
-    }
-    char *real = realpath(c->model_dir, NULL); /* "." and links have a name too */
-    const char *path = real != NULL ? real : c->model_dir;
+const char *tool_folder_name(const char *folder, char room[TOOL_NAME_BYTES]) {
+    char *real = realpath(folder, NULL); /* "." and links have a name too */
+    const char *path = real != NULL ? real : folder;
     size_t end = strlen(path);
     while (end > 1 && path[end - 1] == '/') {
         end--;
@@ -61,6 +55,13 @@ const char *tool_model_name(const struct config *c, char room[TOOL_NAME_BYTES]) 
     (void)snprintf(room, TOOL_NAME_BYTES, "%.*s", (int)(end - begin), path + begin);
     free(real);
     return room;
+}
+
+const char *tool_model_name(const struct config *c, char room[TOOL_NAME_BYTES]) {
+    if (c->model_name[0] != '\0') {
+        return c->model_name;
+    }
+    return c->model_dir[0] != '\0' ? tool_folder_name(c->model_dir, room) : NULL;
 }
 
 /* ---- messages ----------------------------------------------------------------------------- */

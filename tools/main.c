@@ -10,8 +10,8 @@
 extern char **environ;
 
 static const struct command *const commands[] = {
-    &cmd_run,          &cmd_submit,        &cmd_collect,       &cmd_tail,
-    &cmd_cancel,       &cmd_deadline,      &cmd_adapters_list, &cmd_adapters_check,
+    &cmd_run,          &cmd_submit,        &cmd_collect,        &cmd_tail,         &cmd_cancel,
+    &cmd_deadline,     &cmd_adapters_list, &cmd_adapters_check, &cmd_adapters_add, &cmd_adapters_rm,
     &cmd_adapters_slo, &cmd_topics_create, &cmd_check,
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };

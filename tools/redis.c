@@ -53,6 +53,16 @@ enum err redis_set(redisContext *r, const char *key, const char *field, const ch
     return tell(r, value != NULL ? 4 : 3, argv, why);
 }
 
+enum err redis_forget(redisContext *r, const char *key, const char *const *fields, int count,
+                      struct err_text *why) {
+    const char *argv[2 + REDIS_FIELDS_MAX] = {"HDEL", key};
+    CHECK(count <= REDIS_FIELDS_MAX);
+    for (int i = 0; i < count; i++) {
+        argv[2 + i] = fields[i];
+    }
+    return tell(r, 2 + count, argv, why);
+}
+
 enum err redis_expire(redisContext *r, const char *key, int64_t seconds, struct err_text *why) {
     char text[24];
     (void)snprintf(text, sizeof text, "%lld", (long long)seconds);

@@ -33,7 +33,8 @@ struct command {
 };
 
 extern const struct command cmd_run, cmd_submit, cmd_collect, cmd_tail, cmd_cancel, cmd_deadline,
-    cmd_adapters_list, cmd_adapters_check, cmd_adapters_slo, cmd_topics_create, cmd_check;
+    cmd_adapters_list, cmd_adapters_check, cmd_adapters_add, cmd_adapters_rm, cmd_adapters_slo,
+    cmd_topics_create, cmd_check;
 
 /* A command line taken apart. */
 struct tool {
@@ -59,6 +60,8 @@ int tool_usage(const struct tool *t, const char *format, ...) __attribute__((for
 /* One line on stderr, "lorry: …". */
 void tool_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* The last part of a path that need not be absolute, into `room`, which is returned. */
+const char *tool_folder_name(const char *folder, char room[TOOL_NAME_BYTES]);
 /* The name that means the base model: model.name, else the folder's name; NULL: neither is known
  * here. Points into `room` or the configuration. */
 const char *tool_model_name(const struct config *c, char room[TOOL_NAME_BYTES]);

@@ -27,8 +27,9 @@ static void assert_printed(const char *text) {
 }
 
 static const char *const commands[] = {
-    "run",           "submit",         "collect",      "tail",          "cancel", "deadline",
-    "adapters list", "adapters check", "adapters slo", "topics create", "check",
+    "run",          "submit",        "collect",        "tail",         "cancel",
+    "deadline",     "adapters list", "adapters check", "adapters add", "adapters rm",
+    "adapters slo", "topics create", "check",
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
@@ -95,6 +96,12 @@ static void wrong_usage_exits_with_2(void **state) {
         "deadline a soon",
         "adapters list",
         "adapters check x",
+        "adapters add",
+        "adapters add none",
+        "adapters add none --adapters . --id ../a",
+        "adapters rm",
+        "adapters rm a",
+        "adapters rm ../a --adapters .",
         "adapters slo a",
         "adapters slo a --ttl-ms 5 --clear",
         "adapters slo a --ttl-ms 0",
