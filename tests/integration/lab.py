@@ -27,7 +27,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from outcomes import Record, Sent, best_finals, check_finals, decode
 
-QUIET = {"log_level": 2}  # a broker that stories stop is no news
+# A broker that stories stop is no news, and soon there again.
+QUIET = {"log_level": 2, "reconnect.backoff.max.ms": 500}
 
 PATIENCE_S = 40  # for what takes a second or two on an idle machine
 
@@ -50,7 +51,12 @@ def clean_environment(extra=None):
 
 
 def as_flags(options):
-    return [f"--{name}={value}" for name, value in options.items()]
+    """A list as value is a flag that is given several times."""
+    return [
+        f"--{name}={each}"
+        for name, value in options.items()
+        for each in (value if isinstance(value, list) else [value])
+    ]
 
 
 # ---- the worker -----------------------------------------------------------------------------

@@ -84,6 +84,22 @@ def test_sigkill_loses_no_job(story):
     assert all(len(texts) == 1 for texts in by_id.values())
 
 
+def test_sigkill_without_redis(story):
+    """Nobody counts the attempts then; the later run supersedes the earlier one all the same."""
+    options = {"redis__url": "", "scheduler__rows": 8, "kafka__session_timeout_ms": 1500}
+    first = story.worker(**options)
+    story.send(adapter_jobs("j", 120, 60))
+    eventually("a third is done", lambda: len(story.finals()) > 40)
+    first.kill()
+    story.check_commits()
+    story.worker(**options)
+    story.wait_finals()
+    story.wait_committed()
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    assert {final["attempt"] for final in finals.values()} == {1}
+
+
 def test_sigkill_again_and_again(story):
     story.create_topics(partitions=6)
     jobs = adapter_jobs("j", 200, 80)
@@ -101,9 +117,25 @@ def test_sigkill_again_and_again(story):
     assert {final["status"] for final in finals.values()} == {"succeeded"}
 
 
+def test_workers_come_and_go(story):
+    """A second worker that joins and leaves again and again: each time all partitions move."""
+    story.create_topics(partitions=6)
+    story.worker(scheduler__rows=4)
+    story.send(adapter_jobs("j", 300, 70))
+    for round_number in range(3):
+        second = story.worker(scheduler__rows=4)
+        so_far = len(story.finals())
+        eventually("work goes on", lambda: len(story.finals()) > min(so_far + 10, 299))
+        assert second.stop() == 0
+        story.check_commits()
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    story.wait_committed()
+
+
 def test_sigterm_drains(story, long_model):
     """What runs finishes, what waits goes to the others, the exit code is 0."""
-    first = story.worker("first", scheduler__rows=4, worker__drain_s=20)
+    first = story.worker("first", scheduler__rows=4, worker__drain_s=30)
     running = [{"id": f"run-{i}", "prompt": "Hi", "max_tokens": 1500, "ignore_eos": True}
                for i in range(4)]
     story.send(running, partition=0)
@@ -113,8 +145,8 @@ def test_sigterm_drains(story, long_model):
     assert not any(i.startswith("run") for i in story.finals()), "they run"
     first.terminate()
     began = time.monotonic()
-    assert first.wait(20) == 0
-    assert time.monotonic() - began < 20
+    assert first.wait(30) == 0
+    assert time.monotonic() - began < 30
     assert "drained" in first.log and "all_delivered=true" in first.log
     story.read_to_end()
     finals = story.finals()
@@ -137,7 +169,7 @@ def test_sigterm_has_a_budget(story, long_model):
     """A job longer than the budget is dropped without a final, and done by the next worker."""
     story.model = long_model
     first = story.worker("first", worker__drain_s=1)
-    story.send([{"id": "long", "prompt": "Hi", "max_tokens": 3000, "ignore_eos": True,
+    story.send([{"id": "long", "prompt": "Hi", "max_tokens": 2200, "ignore_eos": True,
                  "temperature": 0}])
     story.wait_streaming("long")
     first.terminate()
@@ -151,7 +183,7 @@ def test_sigterm_has_a_budget(story, long_model):
     story.worker("second")
     finals = story.check()
     assert finals["long"]["status"] == "succeeded"
-    assert finals["long"]["usage"]["completion_tokens"] == 3000
+    assert finals["long"]["usage"]["completion_tokens"] == 2200
 
 
 def test_second_signal_exits_at_once(story, long_model):

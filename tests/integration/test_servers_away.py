@@ -88,7 +88,7 @@ def test_redis_away_at_start(story, redis_server):
 
 def test_broker_dies_and_returns(story, lab):
     """Nothing is lost when the broker is killed in the middle; the worker outlives it."""
-    worker = story.worker(scheduler__rows=8)
+    worker = story.worker(scheduler__rows=8, properties=["reconnect.backoff.max.ms=500"])
     story.send(adapter_jobs("before", 200, 60))
     eventually("some are done", lambda: len(story.finals()) > 40)
     lab.kafka.kill()

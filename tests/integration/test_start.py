@@ -113,12 +113,12 @@ def test_bad_flags_and_environment(story):
 
 def test_configuration_sources_override_each_other(story):
     """flag > environment > file > default."""
-    (story.folder / "lorry.yaml").write_text("kafka:\n  brokers: from-file:1\n  start_timeout_s: 1\n")
+    (story.folder / "lorry.yaml").write_text("kafka:\n  brokers: 127.0.0.1:1\n  start_timeout_s: 1\n")
     base = ["--model", story.model, "--http.port", "0"]
     for flags, environment, winner in [
-        ([], {}, "from-file:1"),
-        ([], {"LORRY_KAFKA_BROKERS": "from-environment:1"}, "from-environment:1"),
-        (["--kafka.brokers", "from-flag:1"], {"LORRY_KAFKA_BROKERS": "x:1"}, "from-flag:1"),
+        ([], {}, "127.0.0.1:1"),
+        ([], {"LORRY_KAFKA_BROKERS": "127.0.0.1:2"}, "127.0.0.1:2"),
+        (["--kafka.brokers", "127.0.0.1:3"], {"LORRY_KAFKA_BROKERS": "127.0.0.1:2"}, "127.0.0.1:3"),
     ]:
         code, said = run(story.lab, story.folder, [*base, *flags], environment)
         assert code == BROKER, said

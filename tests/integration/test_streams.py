@@ -1,6 +1,10 @@
 """Frames: stop strings, coalescing, jobs that do not stream, results that are too large."""
 
+import re
+from pathlib import Path
+
 import pytest
+from confluent_kafka import Producer
 
 from lab import eventually
 from outcomes import check_stream, streams_of
@@ -167,6 +171,27 @@ def test_dead_letter_as_large_as_its_job(story):
     assert story.records(story.dead)[0].value == value
 
 
+def test_a_job_larger_than_the_wire_allows(story):
+    """Topics may take more than the 8 MiB of wire.h."""
+    room = {"max.message.bytes": str(20 << 20)}
+    story.create_topics(configs={"jobs": room, "dead": room})
+    worker = story.worker()
+    story.lab.send(story.jobs, [(b'{"prompt": "' + b"x" * (500 << 10) + b'"}', None, [], 0, 0)])
+    producer = Producer({"bootstrap.servers": story.bootstrap, "message.max.bytes": 20 << 20})
+    value = b'{"id": "big", "prompt": "' + b"x" * (9 << 20) + b'"}'
+    producer.produce(story.jobs, value=value, partition=0)
+    assert producer.flush(20) == 0
+    story.send([{"id": "good", "prompt": "Hi", "max_tokens": 2}], partition=0)
+    finals = story.wait_finals(3)
+    assert finals[f"@{story.jobs}/0/0"]["error"]["code"] == "prompt_too_long"
+    assert finals[f"@{story.jobs}/0/1"]["error"]["code"] == "too_large"
+    assert finals["good"]["status"] == "succeeded"
+    eventually("the dead letters", lambda: len(story.records(story.dead)) == 2)
+    assert story.records(story.dead)[1].value == value
+    eventually("committed", lambda: story.committed()[0] == 3)
+    assert worker.running
+
+
 def test_dead_letter_that_is_refused(story):
     """The dead letter's loss is logged and does not stop the final, nor the commit."""
     story.create_topics(configs={"dead": {"max.message.bytes": "1000"}})
@@ -219,7 +244,9 @@ def test_backlog_of_bytes(story):
     for i in range(40):
         story.send([{"id": f"j-{i}", "prompt": "Hi", "max_tokens": 2, "metadata": {},
                      "unknown": filler}])
-    worker = story.worker(backlog__bytes="1M", scheduler__rows=1)
+    worker = story.worker(
+        backlog__bytes="1M", scheduler__rows=1, pool__bytes="4M", store__bytes="8M"
+    )
     held = []
 
     def all_there():
@@ -229,3 +256,8 @@ def test_backlog_of_bytes(story):
     eventually("all are done", all_there)
     story.check()
     assert max(held) <= 7, "1 MiB and the one that filled it"
+    # Invariant 7: what was resident at most, whatever the backlog.
+    printed = int(re.search(r"memory_bytes_max=(\d+)", worker.log).group(1))
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) * 1024
+    assert peak <= 1.1 * printed, f"{peak} bytes were resident, {printed} were printed"
