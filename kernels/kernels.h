@@ -61,6 +61,7 @@ struct kern_shape {
     float rope_scale;       /* multiplies cos and sin; 1 unless the scaling says otherwise */
     const float *rope_freq; /* [head_dim / 2] inverse frequencies; copied by open() */
     bool qkv_bias;
+    bool qk_norm; /* heads of q and k are normed after the bias, before rope; Qwen3 */
 };
 
 /* in = columns of the projection's input, out = rows of its output */
@@ -196,7 +197,9 @@ enum kern_tensor {
     KERN_INPUT_NORM, /* [hidden], per layer, as all that follow */
     KERN_POST_NORM,  /* [hidden], before the MLP */
     KERN_WEIGHT,     /* [out, in] of `module` */
-    KERN_BIAS,       /* [out] of `module`: q, k, v */
+    KERN_BIAS,       /* [out] of `module`: q, k, v; where the shape has qkv_bias */
+    KERN_Q_NORM,     /* [head_dim], shared by all heads; where the shape has qk_norm */
+    KERN_K_NORM,
 };
 
 /* A tensor as a checkpoint has it: row-major, contiguous, maybe unaligned. */
@@ -236,8 +239,9 @@ struct kern_ops {
 
     /* Checks the step against the limits (CHECK: the caller is our own loop), takes the deltas. */
     enum err (*step_begin)(struct kern_device *d, const struct kern_step *step);
-    void (*embed)(struct kern_device *d);               /* tokens → x, and norm(x) for layer 0 */
-    void (*qkv)(struct kern_device *d, uint32_t layer); /* → q; K, V into pages; bias, LoRA, rope */
+    void (*embed)(struct kern_device *d); /* tokens → x, and norm(x) for layer 0 */
+    void (*qkv)(struct kern_device *d,
+                uint32_t layer); /* → q; K, V into pages; bias, LoRA, norms, rope */
     void (*attention)(struct kern_device *d, uint32_t layer);
     void (*attn_out)(struct kern_device *d, uint32_t layer); /* x += …; norm for the MLP */
     void (*gate_up)(struct kern_device *d, uint32_t layer);  /* silu(gate) · up */

@@ -53,7 +53,17 @@ static struct cpu_projection projection(const struct kern_device *d, uint32_t la
     return (struct cpu_projection){.module = module, .w = &d->layers[layer].module[module]};
 }
 
-/* Bias and rope; then K and V into the token's place in its page. */
+/* The norm over each head by itself, in place. */
+static void norm_heads(const struct kern_device *d, float *x, uint32_t heads,
+                       const struct cpu_vector *norm) {
+    uint32_t head_dim = d->shape.head_dim;
+    for (uint32_t head = 0; head < heads; head++) {
+        float *one = x + (size_t)head * head_dim;
+        d->vector->norm(one, norm->elements, one, head_dim, head_dim, d->shape.norm_eps);
+    }
+}
+
+/* Bias, norms and rope; then K and V into the token's place in its page. */
 static void qkv_token(void *context, uint32_t token, uint32_t thread) {
     (void)thread;
     const struct work *work = context;
@@ -67,6 +77,10 @@ static void qkv_token(void *context, uint32_t token, uint32_t thread) {
         d->vector->add(q, layer->bias[KERN_Q].elements, d->q_row);
         d->vector->add(k, layer->bias[KERN_K].elements, d->kv_row);
         d->vector->add(v, layer->bias[KERN_V].elements, d->kv_row);
+    }
+    if (s->qk_norm) {
+        norm_heads(d, q, s->heads, &layer->q_norm);
+        norm_heads(d, k, s->kv_heads, &layer->k_norm);
     }
     uint32_t half = s->head_dim / 2;
     const float *cosines = d->cos + (uint64_t)token * half,

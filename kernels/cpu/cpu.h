@@ -89,6 +89,7 @@ struct cpu_layer {
     struct cpu_matrix module[KERN_MODULES];
     struct cpu_vector bias[KERN_V + 1];
     struct cpu_vector input_norm, post_norm;
+    struct cpu_vector q_norm, k_norm; /* [head_dim] */
 };
 
 /* ---- tables ------------------------------------------------------------------------------- */

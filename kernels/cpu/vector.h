@@ -20,7 +20,8 @@ struct cpu_view {
 };
 
 struct cpu_vector_ops {
-    /* y = x · w / √(mean(x²) + ε), the mean over `columns`; all three have `row` floats */
+    /* y = x · w / √(mean(x²) + ε), the mean over `columns`; all three have `row` floats, and y
+     * may be x */
     void (*norm)(const float *x, const float *w, float *y, size_t row, size_t columns, float eps);
     void (*add)(float *x, const float *delta, size_t row);
     /* gate = silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ) */

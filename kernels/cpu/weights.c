@@ -32,6 +32,8 @@ static void layer_carve(struct cpu_layer *layer, const struct kern_shape *s, str
     }
     layer->input_norm = vector_carve(c, s->hidden);
     layer->post_norm = vector_carve(c, s->hidden);
+    layer->q_norm = vector_carve(c, s->head_dim);
+    layer->k_norm = vector_carve(c, s->head_dim);
 }
 
 static void weights_carve(struct kern_device *d, struct cpu_carver *c) {
@@ -85,6 +87,12 @@ static const char *tensor_name(char *room, enum kern_tensor tensor, uint32_t lay
     case KERN_POST_NORM:
         last = "post_attention_layernorm.weight";
         break;
+    case KERN_Q_NORM:
+        last = "self_attn.q_norm.weight";
+        break;
+    case KERN_K_NORM:
+        last = "self_attn.k_norm.weight";
+        break;
     case KERN_WEIGHT:
     case KERN_BIAS:
         last = tensor == KERN_WEIGHT ? "weight" : "bias";
@@ -107,6 +115,12 @@ static enum err layer_ready(const struct kern_device *d, uint32_t index, struct 
         ready(layer->input_norm.given, tensor_name(room, KERN_INPUT_NORM, index, KERN_Q), why);
     if (e == ERR_OK) {
         e = ready(layer->post_norm.given, tensor_name(room, KERN_POST_NORM, index, KERN_Q), why);
+    }
+    if (e == ERR_OK && d->shape.qk_norm) {
+        e = ready(layer->q_norm.given, tensor_name(room, KERN_Q_NORM, index, KERN_Q), why);
+    }
+    if (e == ERR_OK && d->shape.qk_norm) {
+        e = ready(layer->k_norm.given, tensor_name(room, KERN_K_NORM, index, KERN_K), why);
     }
     for (enum kern_module m = KERN_Q; m < KERN_MODULES && e == ERR_OK; m++) {
         e = ready(layer->module[m].given, tensor_name(room, KERN_WEIGHT, index, m), why);
@@ -280,6 +294,12 @@ enum err cpu_weight(struct kern_device *d, const struct kern_weight *w, struct e
     case KERN_POST_NORM:
         CHECK(w->layer < d->shape.layers);
         return vector_set(&d->layers[w->layer].post_norm, w, why);
+    case KERN_Q_NORM:
+        CHECK(w->layer < d->shape.layers && d->shape.qk_norm);
+        return vector_set(&d->layers[w->layer].q_norm, w, why);
+    case KERN_K_NORM:
+        CHECK(w->layer < d->shape.layers && d->shape.qk_norm);
+        return vector_set(&d->layers[w->layer].k_norm, w, why);
     case KERN_WEIGHT:
         CHECK(w->layer < d->shape.layers && w->module < KERN_MODULES);
         return matrix_set(d, &d->layers[w->layer].module[w->module], w, why);

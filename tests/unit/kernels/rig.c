@@ -65,6 +65,14 @@ static void layer_give(struct rig *r, uint32_t layer) {
          s->hidden);
     give(r, (struct kern_weight){.tensor = KERN_POST_NORM, .layer = layer}, t->post_norm, 1,
          s->hidden);
+    if (s->qk_norm) {
+        t->q_norm = random_floats(r, s->head_dim, 1, 0.3f);
+        t->k_norm = random_floats(r, s->head_dim, 1, 0.3f);
+        give(r, (struct kern_weight){.tensor = KERN_Q_NORM, .layer = layer}, t->q_norm, 1,
+             s->head_dim);
+        give(r, (struct kern_weight){.tensor = KERN_K_NORM, .layer = layer}, t->k_norm, 1,
+             s->head_dim);
+    }
 }
 
 static void weights_give(struct rig *r, bool tied) {
@@ -148,6 +156,8 @@ void rig_close(struct rig *r) {
         }
         free(t->input_norm);
         free(t->post_norm);
+        free(t->q_norm);
+        free(t->k_norm);
     }
     free(r->weights.layers);
     if (r->weights.lm_head != r->weights.embed) {

@@ -85,6 +85,36 @@ static const struct shape_case shapes[] = {
       .window = 40},
      64,
      true},
+    {"qwen3-like: norms on q and k, a head_dim of its own",
+     {.layers = 2,
+      .hidden = 64,
+      .heads = 4,
+      .kv_heads = 2,
+      .head_dim = 40,
+      .intermediate = 96,
+      .vocab = 97,
+      .positions = 256,
+      .norm_eps = 1e-3f, /* large enough to be missed */
+      .rope_scale = 1,
+      .qk_norm = true},
+     16,
+     false}, /* pages of 2560 */
+    {"norms on q and k after a bias, a window",
+     {.layers = 2,
+      .hidden = 48,
+      .heads = 6,
+      .kv_heads = 6,
+      .head_dim = 16,
+      .intermediate = 72,
+      .vocab = 64,
+      .positions = 256,
+      .norm_eps = 1e-6f,
+      .rope_scale = 1.2f,
+      .qkv_bias = true,
+      .qk_norm = true,
+      .window = 7},
+     16,
+     true}, /* pages of 3072 */
 };
 
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };

@@ -89,6 +89,7 @@ static struct kern_device *tiny_open(void) {
     struct kern_device *d = NULL;
     struct kern_shape shape = tiny;
     shape.qkv_bias = true;
+    shape.qk_norm = true;
     shape.rope_freq = freq;
     struct err_text why = {0};
     assert_int_equal(kern_cpu()->open(&d, &shape, &limits, &why), ERR_OK);
@@ -115,6 +116,9 @@ static void test_wrong_shapes_are_named(void **state) {
         {{.tensor = KERN_WEIGHT, .layer = 1, .module = KERN_DOWN, .rows = 48, .columns = 32},
          "layers.1.down_proj.weight"},
         {{.tensor = KERN_BIAS, .module = KERN_K, .rows = 1, .columns = 32}, "layers.0.k_proj.bias"},
+        {{.tensor = KERN_Q_NORM, .layer = 1, .rows = 1, .columns = 64},
+         "layers.1.self_attn.q_norm.weight"},
+        {{.tensor = KERN_K_NORM, .rows = 2, .columns = 16}, "layers.0.self_attn.k_norm.weight"},
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         struct kern_weight w = table[i].w;
@@ -143,6 +147,8 @@ static const struct kern_weight tensors[] = {
     {.tensor = KERN_BIAS, .module = KERN_Q, .rows = 1, .columns = 64},
     {.tensor = KERN_BIAS, .module = KERN_K, .rows = 1, .columns = 64},
     {.tensor = KERN_BIAS, .module = KERN_V, .rows = 1, .columns = 64},
+    {.tensor = KERN_Q_NORM, .rows = 1, .columns = 32},
+    {.tensor = KERN_K_NORM, .rows = 1, .columns = 32},
 };
 enum { TENSORS = sizeof tensors / sizeof tensors[0] };
 

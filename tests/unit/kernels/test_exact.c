@@ -32,7 +32,8 @@ static const struct kern_shape odd = {.layers = 2,
                                       .norm_eps = 1e-5f,
                                       .rope_scale = 1,
                                       .window = 33,
-                                      .qkv_bias = true};
+                                      .qkv_bias = true,
+                                      .qk_norm = true};
 
 enum { VOCAB_MAX = 1100, PROMPT = 70 };
 

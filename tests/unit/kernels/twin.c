@@ -78,6 +78,19 @@ static void rope(const struct kern_shape *s, double *x, uint32_t heads, uint32_t
     }
 }
 
+/* Each head by itself, over its own head_dim. */
+static void norm_heads(const struct kern_shape *s, double *x, uint32_t heads, const float *w) {
+    for (uint32_t h = 0; h < heads; h++) {
+        double *head = x + (size_t)h * s->head_dim, sum = 0;
+        for (uint32_t i = 0; i < s->head_dim; i++) {
+            sum += head[i] * head[i];
+        }
+        for (uint32_t i = 0; i < s->head_dim; i++) {
+            head[i] *= (double)w[i] / sqrt(sum / s->head_dim + (double)s->norm_eps);
+        }
+    }
+}
+
 static double dot(const double *a, const double *b, uint32_t count) {
     double sum = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -128,6 +141,10 @@ static void layer_run(struct twin_sequence *seq, const struct place *p, uint32_t
         for (uint32_t i = 0; s->qkv_bias && i < kern_module_out(s, m); i++) {
             (*qkv[m])[i] += (double)p->weights->bias[m][i];
         }
+    }
+    if (s->qk_norm) {
+        norm_heads(s, r->q, s->heads, p->weights->q_norm);
+        norm_heads(s, r->k, s->kv_heads, p->weights->k_norm);
     }
     rope(s, r->q, s->heads, position);
     rope(s, r->k, s->kv_heads, position);

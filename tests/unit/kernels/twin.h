@@ -13,6 +13,7 @@ struct twin_layer {
     float *module[KERN_MODULES]; /* [out][in] */
     float *bias[3];
     float *input_norm, *post_norm;
+    float *q_norm, *k_norm; /* [head_dim] */
 };
 
 struct twin_weights {
@@ -33,7 +34,7 @@ struct twin_adapter {
 
 /* What the blocks give for one token and layer. */
 struct twin_layer_rows {
-    double *q, *k, *v; /* after bias and rope */
+    double *q, *k, *v; /* after bias, norms and rope */
     double *attended;
     double *x_middle, *normed_middle; /* after attn_out */
     double *activation;
