@@ -4,8 +4,6 @@
  * (initializer_range, use_cache, dtype, dropouts, …) is left alone. */
 #include "model/config.h"
 
-#include <float.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +11,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "model/json.h"
+#include "model/rope.h"
 
 /* Refused unless absent, null, or … */
 enum harmless {
@@ -35,7 +34,6 @@ static const struct refused {
     {"hidden_activation", IF_SILU, "activations other than silu"},
     {"attention_bias", IF_EMPTY, "a bias on the attention's projections"},
     {"mlp_bias", IF_EMPTY, "a bias on the MLP's projections"},
-    {"use_sliding_window", IF_EMPTY, "a sliding window"},
     {"attention_chunk_size", IF_EMPTY, "chunked attention"},
     {"pretraining_tp", IF_AT_MOST_ONE, "slices of tensor-parallel pretraining"},
     {"partial_rotary_factor", IF_ONE, "partial rotary embeddings"},
@@ -82,9 +80,27 @@ static bool value_harmless(const json_t *value, enum harmless harmless) {
     return false;
 }
 
-static enum err refuse(const struct model_json *j, const char *field, const char *what) {
-    return err_set_field(j->why, j->origin.bad, field, "%s: %s asks for %s, which is not supported",
-                         j->origin.file, field, what);
+static const char *harmless_words(enum harmless harmless) {
+    switch (harmless) {
+    case IF_EMPTY:
+        return "null or false";
+    case IF_ONE:
+        return "1";
+    case IF_AT_MOST_ONE:
+        return "0 or 1";
+    case IF_TRUE:
+        return "true";
+    case IF_SILU:
+        return "silu";
+    }
+    return "null";
+}
+
+static enum err refuse(const struct model_json *j, const char *field, const char *what,
+                       const char *instead) {
+    return err_set_field(j->why, j->origin.bad, field,
+                         "%s: %s asks for %s, which is not supported; %s is", j->origin.file, field,
+                         what, instead);
 }
 
 static enum err check_refused(const struct model_json *j) {
@@ -92,13 +108,29 @@ static enum err check_refused(const struct model_json *j) {
         const struct refused *f = &refused[i];
         if (model_json_has(j, f->field) &&
             !value_harmless(json_object_get(j->object, f->field), f->harmless)) {
-            return refuse(j, f->field, f->what);
+            return refuse(j, f->field, f->what, harmless_words(f->harmless));
         }
     }
     return ERR_OK;
 }
 
-static enum err read_architecture(const struct model_json *j, struct model_facts *facts) {
+/* What the architectures differ in. Where a field is absent transformers has a default of its own
+ * for some of them, made for one size of model: there the field must be given. */
+static const struct family {
+    const char *architecture;
+    bool qkv_bias, qk_norm;
+    bool needs_kv_heads, needs_head_dim;
+    enum { WINDOW_NONE, WINDOW_GIVEN, WINDOW_SWITCHED } window;
+} families[] = {
+    {"LlamaForCausalLM", .window = WINDOW_NONE},
+    {"MistralForCausalLM", .needs_kv_heads = true, .window = WINDOW_GIVEN},
+    {"Qwen2ForCausalLM", .qkv_bias = true, .needs_kv_heads = true, .window = WINDOW_SWITCHED},
+    {"Qwen3ForCausalLM", .qk_norm = true, .needs_kv_heads = true, .needs_head_dim = true,
+     .window = WINDOW_SWITCHED},
+};
+
+static enum err read_architecture(const struct model_json *j, struct model_facts *facts,
+                                  const struct family **family) {
     const json_t *list = json_object_get(j->object, "architectures");
     const char *name = NULL;
     if (json_is_array(list) && json_array_size(list) == 1) {
@@ -108,36 +140,106 @@ static enum err read_architecture(const struct model_json *j, struct model_facts
         return err_set_field(j->why, j->origin.bad, "architectures",
                              "%s: architectures must be a list of one name", j->origin.file);
     }
-    if (strcmp(name, "LlamaForCausalLM") != 0 && strcmp(name, "Qwen2ForCausalLM") != 0) {
-        return err_set_field(j->why, j->origin.bad, "architectures",
-                             "%s: architectures is %.64s; LlamaForCausalLM and Qwen2ForCausalLM "
-                             "are supported",
-                             j->origin.file, name);
+    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++) {
+        if (strcmp(name, families[i].architecture) == 0) {
+            *family = &families[i];
+            (void)snprintf(facts->architecture, sizeof facts->architecture, "%s", name);
+            return ERR_OK;
+        }
     }
-    (void)snprintf(facts->architecture, sizeof facts->architecture, "%s", name);
-    return ERR_OK;
+    return err_set_field(j->why, j->origin.bad, "architectures",
+                         "%s: architectures is %.64s; LlamaForCausalLM, MistralForCausalLM, "
+                         "Qwen2ForCausalLM and Qwen3ForCausalLM are supported",
+                         j->origin.file, name);
 }
 
-/* Attention that is full in all layers, and nothing else. */
-static enum err check_attention(const struct model_json *j, bool qwen2) {
-    if (!qwen2 && model_json_has(j, "sliding_window")) {
-        return refuse(j, "sliding_window", "a sliding window");
-    } /* Qwen2's takes effect through use_sliding_window only */
+/* Counts the layers whose type in layer_types slides; leaves `*sliding` alone where it is absent.
+ */
+static enum err count_sliding(const struct model_json *j, uint32_t layers, uint32_t *sliding) {
     const json_t *types = json_object_get(j->object, "layer_types");
-    if (types != NULL && !json_is_array(types) && !json_is_null(types)) {
-        return refuse(j, "layer_types", "attention other than full_attention");
+    if (!model_json_has(j, "layer_types")) {
+        return ERR_OK;
     }
+    if (json_array_size(types) != layers) { /* 0 of what is no array */
+        return err_set_field(j->why, j->origin.bad, "layer_types",
+                             "%s: layer_types must be a list of %u names, one a layer",
+                             j->origin.file, layers);
+    }
+    *sliding = 0;
     size_t i = 0;
     const json_t *type = NULL;
     json_array_foreach(types, i, type) {
-        if (!json_is_string(type) || strcmp(json_string_value(type), "full_attention") != 0) {
-            return refuse(j, "layer_types", "attention other than full_attention");
+        const char *name = json_string_value(type); /* NULL for what is no string */
+        bool slides = name != NULL && strcmp(name, "sliding_attention") == 0;
+        if (!slides && (name == NULL || strcmp(name, "full_attention") != 0)) {
+            return refuse(j, "layer_types", "attention of another kind",
+                          "full_attention or sliding_attention");
         }
+        *sliding += slides;
     }
     return ERR_OK;
 }
 
-static enum err read_sizes(const struct model_json *j, struct kern_shape *shape, bool qwen2) {
+/* Qwen's: use_sliding_window switches it on for the layers from max_window_layers on. */
+static enum err read_switched_window(const struct model_json *j, uint32_t layers, uint32_t *window,
+                                     uint32_t *sliding) {
+    bool on = false;
+    uint32_t full = 28; /* transformers' default */
+    enum err e = model_json_bool(j, "use_sliding_window", &on);
+    if (e == ERR_OK) {
+        e = model_json_u32(j, "max_window_layers", 0, UINT32_MAX, &full);
+    }
+    if (e == ERR_OK && !on) {
+        *window = 0;
+    }
+    *sliding = *window == 0 || full >= layers ? 0 : layers - full;
+    return e;
+}
+
+/* The window is of the shape, so all layers have the same one or none. */
+static enum err read_window(const struct model_json *j, const struct family *family,
+                            struct kern_shape *shape) {
+    uint32_t window = 0;
+    if (family->window != WINDOW_NONE && json_object_get(j->object, "sliding_window") == NULL) {
+        window = 4096; /* transformers' default where the field is absent; null switches it off */
+    }
+    if (family->window == WINDOW_NONE && model_json_has(j, "sliding_window")) {
+        return refuse(j, "sliding_window", "a sliding window", "null");
+    }
+    if (family->window != WINDOW_SWITCHED && model_json_has(j, "use_sliding_window") &&
+        !model_json_empty(json_object_get(j->object, "use_sliding_window"))) {
+        return refuse(j, "use_sliding_window", "a sliding window", "false");
+    }
+    enum err e = model_json_u32(j, "sliding_window", 1, INT32_MAX, &window);
+    uint32_t sliding = window == 0 ? 0 : shape->layers;
+    if (e == ERR_OK && family->window == WINDOW_SWITCHED) {
+        e = read_switched_window(j, shape->layers, &window, &sliding);
+    }
+    uint32_t expected = sliding;
+    if (e == ERR_OK) {
+        e = count_sliding(j, shape->layers, &sliding);
+    }
+    if (e != ERR_OK) {
+        return e;
+    }
+    const char *field = model_json_has(j, "layer_types") ? "layer_types" : "max_window_layers";
+    if (sliding != 0 && sliding != shape->layers) {
+        return refuse(j, field, "sliding attention in some layers",
+                      "the same attention in all layers");
+    }
+    /* Mistral slides whatever layer_types says; a Qwen does as they say, given a window. */
+    bool contradicts =
+        family->window == WINDOW_SWITCHED ? sliding > 0 && window == 0 : sliding != expected;
+    if (contradicts) {
+        return err_set_field(j->why, j->origin.bad, "layer_types",
+                             "%s: layer_types contradicts sliding_window", j->origin.file);
+    }
+    shape->window = sliding == 0 ? 0 : window;
+    return ERR_OK;
+}
+
+static enum err read_sizes(const struct model_json *j, const struct family *family,
+                           struct kern_shape *shape) {
     const struct {
         const char *field;
         uint32_t max;
@@ -157,7 +259,7 @@ static enum err read_sizes(const struct model_json *j, struct kern_shape *shape,
             e = model_json_u32(j, sizes[i].field, 1, sizes[i].max, sizes[i].out);
         }
     }
-    if (e == ERR_OK && qwen2) { /* where it is absent transformers assumes 32, not MHA */
+    if (e == ERR_OK && family->needs_kv_heads) {
         e = model_json_need(j, "num_key_value_heads");
     }
     if (e == ERR_OK) {
@@ -172,7 +274,14 @@ static enum err read_sizes(const struct model_json *j, struct kern_shape *shape,
     return e;
 }
 
-static enum err read_head_dim(const struct model_json *j, struct kern_shape *shape) {
+static enum err read_head_dim(const struct model_json *j, const struct family *family,
+                              struct kern_shape *shape) {
+    if (family->needs_head_dim) {
+        enum err missing = model_json_need(j, "head_dim");
+        if (missing != ERR_OK) {
+            return missing;
+        }
+    }
     if (!model_json_has(j, "head_dim")) {
         if (shape->hidden % shape->heads != 0) {
             return err_set_field(j->why, j->origin.bad, "num_attention_heads",
@@ -190,81 +299,6 @@ static enum err read_head_dim(const struct model_json *j, struct kern_shape *sha
                              "%s: head_dim is %u; multiples of 8 up to %d are supported",
                              j->origin.file, shape->head_dim, KERN_HEAD_DIM_MAX);
     }
-    return ERR_OK;
-}
-
-/* One of rope_scaling (old) and rope_parameters (transformers 5): the type, and the theta. */
-static enum err read_rope_object(const struct model_json *j, const char *field, double *theta) {
-    json_t *object = json_object_get(j->object, field);
-    if (object == NULL || model_json_empty(object)) {
-        return ERR_OK;
-    }
-    if (!json_is_object(object)) {
-        return err_set_field(j->why, j->origin.bad, field, "%s: %s must be an object",
-                             j->origin.file, field);
-    }
-    const char *key = NULL;
-    const json_t *value = NULL;
-    json_object_foreach(object, key, value) {
-        if (strcmp(key, "rope_theta") == 0) {
-            struct model_json inner = {object, j->origin, j->why};
-            enum err e = model_json_number(&inner, key, 1, DBL_MAX, theta);
-            if (e != ERR_OK) {
-                return e;
-            }
-        } else if (strcmp(key, "rope_type") == 0 || strcmp(key, "type") == 0) {
-            const char *type = json_string_value(value);
-            if (type == NULL || strcmp(type, "default") != 0) {
-                return err_set_field(j->why, j->origin.bad, field,
-                                     "%s: %s: rotary embeddings of type %.32s are not supported",
-                                     j->origin.file, field, type == NULL ? "(none)" : type);
-            }
-        } else if (strcmp(key, "partial_rotary_factor") == 0 && json_number_value(value) == 1) {
-            continue;
-        } else if (!json_is_null(value)) {
-            return err_set_field(j->why, j->origin.bad, field, "%s: %s: %.64s is not supported",
-                                 j->origin.file, field, key);
-        }
-    }
-    return ERR_OK;
-}
-
-static enum err read_rope(const struct model_json *j, struct kern_shape *shape, float **freq) {
-    double plain = 0; /* 0 = not given */
-    double scaling = 0;
-    double parameters = 0;
-    enum err e = model_json_number(j, "rope_theta", 1, DBL_MAX, &plain);
-    if (e == ERR_OK) {
-        e = read_rope_object(j, "rope_scaling", &scaling);
-    }
-    if (e == ERR_OK) {
-        e = read_rope_object(j, "rope_parameters", &parameters);
-    }
-    if (e != ERR_OK) {
-        return e;
-    }
-    double theta = fmax(plain, fmax(scaling, parameters));
-    if ((plain != 0 && plain != theta) || (scaling != 0 && scaling != theta) ||
-        (parameters != 0 && parameters != theta)) {
-        return err_set_field(j->why, j->origin.bad, "rope_theta",
-                             "%s: rope_theta is given twice, with different values",
-                             j->origin.file);
-    }
-    if (theta == 0) {
-        theta = 10000; /* transformers' default for both architectures */
-    }
-    uint32_t count = shape->head_dim / 2;
-    float *f = malloc(count * sizeof *f);
-    if (f == NULL) {
-        return err_set(j->why, ERR_NO_MEMORY, "no memory for %u rotary frequencies", count);
-    }
-    for (uint32_t i = 0; i < count; i++) { /* in f32 steps, as torch does */
-        float exponent = (float)(2 * i) / (float)shape->head_dim;
-        f[i] = 1.0F / (float)pow(theta, exponent);
-    }
-    shape->rope_scale = 1;
-    shape->rope_freq = f;
-    *freq = f;
     return ERR_OK;
 }
 
@@ -369,16 +403,17 @@ static enum err read_generation(const struct model_json *j, struct model_facts *
 }
 
 static enum err read_config(const struct model_json *j, struct model_facts *facts, float **freq) {
-    enum err e = read_architecture(j, facts);
+    const struct family *family = NULL;
+    enum err e = read_architecture(j, facts, &family);
     if (e != ERR_OK) {
         return e;
     }
-    bool qwen2 = strcmp(facts->architecture, "Qwen2ForCausalLM") == 0;
-    facts->shape.qkv_bias = qwen2;
+    facts->shape.qkv_bias = family->qkv_bias;
+    facts->shape.qk_norm = family->qk_norm;
     double epsilon = 0;
-    if ((e = check_refused(j)) != ERR_OK || (e = check_attention(j, qwen2)) != ERR_OK ||
-        (e = read_sizes(j, &facts->shape, qwen2)) != ERR_OK ||
-        (e = read_head_dim(j, &facts->shape)) != ERR_OK ||
+    if ((e = check_refused(j)) != ERR_OK || (e = read_sizes(j, family, &facts->shape)) != ERR_OK ||
+        (e = read_head_dim(j, family, &facts->shape)) != ERR_OK ||
+        (e = read_window(j, family, &facts->shape)) != ERR_OK ||
         (e = model_json_need(j, "rms_norm_eps")) != ERR_OK ||
         (e = model_json_number(j, "rms_norm_eps", 0, 1, &epsilon)) != ERR_OK ||
         (e = model_json_bool(j, "tie_word_embeddings", &facts->tied)) != ERR_OK ||
@@ -386,7 +421,10 @@ static enum err read_config(const struct model_json *j, struct model_facts *fact
         return e;
     }
     facts->shape.norm_eps = (float)epsilon;
-    return read_rope(j, &facts->shape, freq);
+    e = model_rope_read(j, &facts->shape, freq);
+    facts->shape.rope_scale = 1; /* of the types that are built */
+    facts->shape.rope_freq = *freq;
+    return e;
 }
 
 enum err model_config_parse(struct model_facts *facts, float **rope_freq,

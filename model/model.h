@@ -25,9 +25,9 @@ enum { MODEL_EOS_MAX = 16, MODEL_NAME_BYTES = 129 };
 
 struct model_facts {             /* of config.json and generation_config.json */
     char name[MODEL_NAME_BYTES]; /* the folder's name */
-    char architecture[64];       /* "LlamaForCausalLM", "Qwen2ForCausalLM" */
-    char hash[65]; /* SHA-256 in hex over config.json and, of the weight files, the headers
-                      and the first KiB of each tensor */
+    char architecture[64]; /* "LlamaForCausalLM", "MistralForCausalLM", "Qwen2…", "Qwen3…" */
+    char hash[65];         /* SHA-256 in hex over config.json and, of the weight files, the headers
+                              and the first KiB of each tensor */
     struct kern_shape shape;
     uint32_t eos[MODEL_EOS_MAX]; /* the union of both files' eos_token_id */
     uint32_t eos_count;

@@ -252,11 +252,14 @@ static enum err take_layer(struct model_checkpoint *c, const struct tensor_table
     const struct {
         const char *name;
         enum kern_tensor tensor;
-    } norms[] = {{"input_layernorm", KERN_INPUT_NORM},
-                 {"post_attention_layernorm", KERN_POST_NORM}};
-    for (size_t i = 0; i < 2; i++) {
+        uint32_t columns;
+    } norms[] = {{"input_layernorm", KERN_INPUT_NORM, shape->hidden},
+                 {"post_attention_layernorm", KERN_POST_NORM, shape->hidden},
+                 {"self_attn.q_norm", KERN_Q_NORM, shape->head_dim},
+                 {"self_attn.k_norm", KERN_K_NORM, shape->head_dim}};
+    for (size_t i = 0; i < (shape->qk_norm ? 4 : 2); i++) {
         struct kern_weight w = {
-            .tensor = norms[i].tensor, .layer = layer, .rows = 1, .columns = shape->hidden};
+            .tensor = norms[i].tensor, .layer = layer, .rows = 1, .columns = norms[i].columns};
         (void)snprintf(name, sizeof name, "model.layers.%u.%s.weight", layer, norms[i].name);
         enum err e = take(c, table, name, w, why);
         if (e != ERR_OK) {
@@ -352,8 +355,8 @@ enum err model_checkpoint_open(struct model_checkpoint *out, int dir,
     if (e != ERR_OK) {
         goto out;
     }
-    /* embedding, head, final norm; a layer's two norms, seven matrices and three biases */
-    size_t weights_max = 3 + (size_t)facts->shape.layers * (2 + KERN_MODULES + 3);
+    /* embedding, head, final norm; a layer's four norms, seven matrices and three biases */
+    size_t weights_max = 3 + (size_t)facts->shape.layers * (4 + KERN_MODULES + 3);
     c.weights = calloc(weights_max, sizeof *c.weights);
     if (c.weights == NULL) {
         e = err_set(why, ERR_NO_MEMORY, "no memory for a list of %zu weights", weights_max);

@@ -96,26 +96,139 @@ static void test_reads_the_shape(void **state) {
     assert_int_equal(accepts("{\"num_key_value_heads\": null}", "").shape.kv_heads, 4);
 }
 
+#define LLAMA "{\"architectures\": [\"LlamaForCausalLM\"], "
+#define MISTRAL "{\"architectures\": [\"MistralForCausalLM\"], "
+#define QWEN2 "{\"architectures\": [\"Qwen2ForCausalLM\"], "
+#define QWEN3 "{\"architectures\": [\"Qwen3ForCausalLM\"], "
+
 static void test_reads_a_qwen2(void **state) {
     (void)state;
     struct model_facts f = accepts("{\"architectures\": [\"Qwen2ForCausalLM\"], "
                                    "\"sliding_window\": 4096, \"use_sliding_window\": false, "
-                                   "\"max_window_layers\": 1, "
-                                   "\"layer_types\": [\"full_attention\", \"full_attention\"]}",
+                                   "\"max_window_layers\": 1, \"layer_types\": "
+                                   "[\"full_attention\", \"full_attention\", \"full_attention\"]}",
                                    "");
     assert_true(f.shape.qkv_bias);
+    assert_false(f.shape.qk_norm);
     assert_int_equal(f.shape.window, 0);
-#define QWEN2 "{\"architectures\": [\"Qwen2ForCausalLM\"], "
-    refuses(QWEN2 "\"use_sliding_window\": true}", "", "use_sliding_window");
-    refuses(QWEN2 "\"layer_types\": [\"full_attention\", \"sliding_attention\"]}", "",
-            "layer_types");
     refuses(QWEN2 "\"num_key_value_heads\": null}", "", "num_key_value_heads");
+}
+
+static void test_reads_a_qwen3(void **state) {
+    (void)state;
+    struct model_facts f = accepts(QWEN3 "\"head_dim\": 64, \"attention_bias\": false}", "");
+    assert_true(f.shape.qk_norm);
+    assert_false(f.shape.qkv_bias);
+    assert_int_equal(f.shape.head_dim, 64);
+    assert_int_equal(f.shape.window, 0);
+    refuses(QWEN3 "\"head_dim\": null}", "", "head_dim"); /* transformers would assume 128 */
+    refuses(QWEN3 "\"head_dim\": 64, \"num_key_value_heads\": null}", "", "num_key_value_heads");
+    refuses(QWEN3 "\"head_dim\": 64, \"attention_bias\": true}", "", "attention_bias");
+}
+
+static void test_reads_a_mistral(void **state) {
+    (void)state;
+    struct model_facts f = accepts(MISTRAL "\"sliding_window\": 512}", "");
+    assert_int_equal(f.shape.window, 512);
+    assert_int_equal(f.shape.head_dim, 24);
+    assert_false(f.shape.qkv_bias || f.shape.qk_norm);
+    f = accepts(MISTRAL "\"sliding_window\": null, \"head_dim\": 32}", "");
+    assert_int_equal(f.shape.head_dim, 32);
+    assert_int_equal(accepts(MISTRAL "\"hidden_act\": \"silu\"}", "").shape.window, 4096);
+    refuses(MISTRAL "\"num_key_value_heads\": null}", "", "num_key_value_heads");
+    refuses(MISTRAL "\"sliding_window\": 0}", "", "sliding_window");
+    refuses(MISTRAL "\"sliding_window\": \"4096\"}", "", "sliding_window");
+    refuses(MISTRAL "\"use_sliding_window\": true}", "", "use_sliding_window");
+}
+
+/* The same attention in all layers, or refused: one case for each way to say it. */
+static void test_windows(void **state) {
+    (void)state;
+#define FULL "\"full_attention\""
+#define SLIDING "\"sliding_attention\""
+    static const struct {
+        const char *family, *fields;
+        const char *refused; /* by which field; NULL: accepted, with */
+        uint32_t window;
+    } cases[] = {
+        {QWEN2, "\"use_sliding_window\": true", NULL, 0}, /* 28 layers stay full, of 3 */
+        {QWEN2, "\"use_sliding_window\": true, \"max_window_layers\": 3", NULL, 0},
+        {QWEN2, "\"use_sliding_window\": true, \"max_window_layers\": 2", "max_window_layers", 0},
+        {QWEN2, "\"use_sliding_window\": true, \"max_window_layers\": 0", NULL, 4096},
+        {QWEN2, "\"use_sliding_window\": true, \"max_window_layers\": 0, \"sliding_window\": 64",
+         NULL, 64},
+        {QWEN2, "\"use_sliding_window\": false, \"max_window_layers\": 0", NULL, 0},
+        {QWEN2, "\"use_sliding_window\": 1", "use_sliding_window", 0},
+        {QWEN2, "\"use_sliding_window\": true, \"max_window_layers\": -1", "max_window_layers", 0},
+        {QWEN2, "\"layer_types\": [" FULL ", " SLIDING ", " SLIDING "]", "layer_types", 0},
+        {QWEN2, "\"layer_types\": [" SLIDING ", " SLIDING ", " SLIDING "]", "layer_types", 0},
+        {QWEN2, "\"layer_types\": [" FULL ", " FULL "]", "layer_types", 0},
+        {QWEN2, "\"layer_types\": [" FULL ", " FULL ", \"chunked_attention\"]", "layer_types", 0},
+        {QWEN2, "\"layer_types\": [" FULL ", " FULL ", 7]", "layer_types", 0},
+        {QWEN2,
+         "\"use_sliding_window\": true, \"sliding_window\": 9, "
+         "\"layer_types\": [" SLIDING ", " SLIDING ", " SLIDING "]",
+         NULL, 9},
+        {QWEN2,
+         "\"use_sliding_window\": true, \"sliding_window\": 9, \"max_window_layers\": 0, "
+         "\"layer_types\": [" FULL ", " FULL ", " FULL "]",
+         NULL, 0},
+        {MISTRAL, "\"sliding_window\": 9, \"layer_types\": [" SLIDING ", " SLIDING ", " SLIDING "]",
+         NULL, 9},
+        {MISTRAL, "\"sliding_window\": 9, \"layer_types\": [" FULL ", " FULL ", " FULL "]",
+         "layer_types", 0},
+        {LLAMA, "\"layer_types\": [" FULL ", " FULL ", " FULL "]", NULL, 0},
+        {LLAMA, "\"layer_types\": [" SLIDING ", " SLIDING ", " SLIDING "]", "layer_types", 0},
+        {LLAMA, "\"use_sliding_window\": true", "use_sliding_window", 0},
+        {LLAMA, "\"use_sliding_window\": false", NULL, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char text[512];
+        (void)snprintf(text, sizeof text, "%s%s}", cases[i].family, cases[i].fields);
+        if (cases[i].refused != NULL) {
+            refuses(text, "", cases[i].refused);
+        } else if (accepts(text, "").shape.window != cases[i].window) {
+            fail_msg("%s: not a window of %u", text, cases[i].window);
+        }
+    }
+}
+
+/* The tensors decide; the field is what the model was trained in, old name and new. */
+static void test_dtype_does_not_matter(void **state) {
+    (void)state;
+    (void)accepts("{\"torch_dtype\": \"bfloat16\"}", "");
+    (void)accepts("{\"dtype\": \"float16\"}", "");
+}
+
+/* A refusal says what would be accepted. */
+static void test_says_what_is_supported(void **state) {
+    (void)state;
+    static const char *const cases[][2] = {
+        {"{\"architectures\": [\"Phi3ForCausalLM\"]}", "Qwen3ForCausalLM are supported"},
+        {"{\"attention_bias\": true}", "null or false is"},
+        {"{\"hidden_act\": \"gelu\"}", "silu is"},
+        {"{\"residual_multiplier\": 2}", "1 is"},
+        {"{\"num_local_experts\": 8}", "0 or 1 is"},
+        {"{\"is_causal\": false}", "true is"},
+        {"{\"sliding_window\": 4096}", "null is"},
+        {"{\"rope_scaling\": {\"rope_type\": \"dynamic\", \"factor\": 2}}",
+         "dynamic are not supported; default, linear and llama3 are"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct model_facts facts;
+        struct err_text why = {0};
+        float *freq = NULL;
+        assert_int_equal(parse(cases[i][0], "", &facts, &freq, &why), ERR_BAD_MODEL);
+        if (strstr(why.message, cases[i][1]) == NULL) {
+            fail_msg("%s: \"%s\" does not hold \"%s\"", cases[i][0], why.message, cases[i][1]);
+        }
+    }
 }
 
 static void test_refuses_what_it_does_not_build(void **state) {
     (void)state;
     static const char *const changes[][2] = {
-        {"architectures", "[\"MistralForCausalLM\"]"},
+        {"architectures", "[\"MixtralForCausalLM\"]"},
         {"architectures", "\"LlamaForCausalLM\""},
         {"architectures", "[]"},
         {"architectures", "[7]"},
@@ -137,8 +250,7 @@ static void test_refuses_what_it_does_not_build(void **state) {
         {"layer_types", "\"full_attention\""},
         {"auto_map", "{\"AutoModel\": \"m.M\"}"},
         {"is_causal", "false"},
-        {"rope_scaling", "{\"rope_type\": \"llama3\", \"factor\": 8.0}"},
-        {"rope_scaling", "{\"type\": \"linear\", \"factor\": 2.0}"},
+        {"rope_scaling", "{\"type\": \"dynamic\", \"factor\": 2.0}"},
         {"rope_scaling", "{\"factor\": 2.0}"},
         {"rope_scaling", "7"},
         {"rope_parameters", "{\"rope_type\": \"yarn\", \"rope_theta\": 1e4}"},
@@ -259,6 +371,11 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_the_shape),
         cmocka_unit_test(test_reads_a_qwen2),
+        cmocka_unit_test(test_reads_a_qwen3),
+        cmocka_unit_test(test_reads_a_mistral),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_dtype_does_not_matter),
+        cmocka_unit_test(test_says_what_is_supported),
         cmocka_unit_test(test_refuses_what_it_does_not_build),
         cmocka_unit_test(test_refuses_missing_fields),
         cmocka_unit_test(test_ignores_what_does_no_harm),

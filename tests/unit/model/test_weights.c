@@ -37,7 +37,7 @@ static void refuses(const char *dir, const char *word) {
 /* ---- a device that counts ----------------------------------------------------------------- */
 
 struct kern_device {
-    uint32_t count[KERN_BIAS + 1];
+    uint32_t count[KERN_K_NORM + 1];
     uint64_t elements;
     uint64_t progress_done, progress_all;
 };
