@@ -408,6 +408,7 @@ static enum err read_config(const struct model_json *j, struct model_facts *fact
     if (e != ERR_OK) {
         return e;
     }
+    CHECK(family != NULL);
     facts->shape.qkv_bias = family->qkv_bias;
     facts->shape.qk_norm = family->qk_norm;
     double epsilon = 0;
