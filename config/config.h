@@ -61,6 +61,15 @@ void config_close(struct config *c);
 void config_print(const struct config *c, FILE *out);
 /* The options as a help text: name, default, meaning, by section. */
 void config_help(FILE *out);
+/* An option as a flag, for completions and manuals. */
+struct config_flag {
+    char name[72];  /* "--kafka.brokers" */
+    char takes[64]; /* what stands behind it: "PATH", "N", "auto|cpu|cuda"; empty = a switch */
+    const char *section, *meaning, *initial; /* "" = none */
+    bool path, choice;                       /* what it takes: of a file; words between | */
+};
+/* The index-th, from 0; false: there are fewer. */
+bool config_flag(uint32_t index, struct config_flag *flag);
 /* docs/CONFIGURATION.md and docs/lorry.example.yaml, as `make docs` writes them. */
 void config_write_markdown(FILE *out);
 void config_write_example(FILE *out);

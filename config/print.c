@@ -110,6 +110,21 @@ void config_help(FILE *out) {
     }
 }
 
+bool config_flag(uint32_t index, struct config_flag *flag) {
+    if (index >= OPTION_COUNT) {
+        return false;
+    }
+    const struct option *o = &option_table[index];
+    *flag = (struct config_flag){.section = o->section,
+                                 .meaning = meaning(o),
+                                 .initial = o->initial,
+                                 .path = (o->flags & OPTION_PATH) != 0,
+                                 .choice = o->type == OPTION_ENUM};
+    (void)snprintf(flag->name, sizeof flag->name, "--%s.%s", o->section, o->name);
+    (void)placeholder(flag->takes, sizeof flag->takes, o);
+    return true;
+}
+
 static void write_cell(FILE *out, const char *text) {
     for (; *text != '\0'; text++) {
         (void)fprintf(out, *text == '|' ? "\\|" : "%c", *text);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "tools/adapters.h"
+#include "tools/json.h"
 #include "tools/redis.h"
 #include "worker/worker.h"
 
@@ -63,7 +64,7 @@ static enum err names_read(struct names *n, const struct config *c, struct err_t
 
 /* ---- list --------------------------------------------------------------------------------- */
 
-static const char *const no_flags[] = {NULL};
+static const char *const json_flags[] = {"--json", NULL};
 
 static const char list_help[] =
     "Lists the folders of the adapter root, and what Redis knows of each: revision (the start of\n"
@@ -72,13 +73,28 @@ static const char list_help[] =
     "root\n"
     "is the only registration: a folder of PEFT files that is moved into it is there.\n"
     "\n"
-    "  lorry adapters list --adapters /srv/adapters\n";
+    "  --json    an object a line, with the whole revision; null is what is not known\n"
+    "\n"
+    "  lorry adapters list --adapters /srv/adapters\n"
+    "  lorry adapters list --json | jq -r 'select(.state == \"refused\").id'\n";
 
 static const char *const columns[] = {"revision", "rank",   "bytes",
                                       "state",    "ttl_ms", "ttft_slo_ms"};
 enum { COLUMNS = sizeof columns / sizeof columns[0] };
 
-/* Prints one row. With *redis gone, or NULL, facts are not known. */
+static void print_json(const char *id, char values[COLUMNS][REDIS_VALUE_BYTES]) {
+    json_t *root = json_object();
+    (void)json_object_set_new(root, "id", json_text(id));
+    for (int i = 0; i < COLUMNS; i++) {
+        bool text = strcmp(columns[i], "revision") == 0 || strcmp(columns[i], "state") == 0;
+        const char *value = values[i][0] != '\0' ? values[i] : NULL;
+        (void)json_object_set_new(root, columns[i],
+                                  text || value == NULL ? json_text(value) : json_number(value));
+    }
+    json_line(stdout, root);
+}
+
+/* Prints one row; width 0: as JSON. With *redis gone, or NULL, facts are not known. */
 static void list_row(redisContext **redis, const char *id, int width) {
     char key[REDIS_KEY_BYTES];
     char values[COLUMNS][REDIS_VALUE_BYTES] = {{0}};
@@ -89,6 +105,10 @@ static void list_row(redisContext **redis, const char *id, int width) {
         redisFree(*redis);
         *redis = NULL;
     }
+    if (width == 0) {
+        print_json(id, values);
+        return;
+    }
     values[0][ADAPTERS_REVISION_SHOWN] = '\0';
     (void)printf("%-*s", width, id);
     for (int i = 0; i < COLUMNS; i++) {
@@ -97,11 +117,28 @@ static void list_row(redisContext **redis, const char *id, int width) {
     (void)putchar('\n');
 }
 
+/* Prints the header, unless as JSON; gives the width of the ids' column, or 0. */
+static int list_header(const struct names *names, bool json) {
+    int width = 2;
+    if (json) {
+        return 0;
+    }
+    for (int i = 0; i < names->count; i++) {
+        int bytes = (int)strlen(names->items[i]);
+        width = bytes > width ? bytes : width;
+    }
+    (void)printf("%-*s", width, "id");
+    for (int i = 0; i < COLUMNS; i++) {
+        (void)printf("  %*s", i + 1 < COLUMNS ? -12 : 0, columns[i]);
+    }
+    (void)putchar('\n');
+    return width;
+}
+
 static int run_list(const struct tool *t) {
     struct err_text why = {0};
     struct names names = {0};
     redisContext *redis = NULL;
-    int width = 2;
     if (t->argument_count != 0) {
         return tool_usage(t, "adapters list takes no argument, but found '%s'", t->arguments[0]);
     }
@@ -112,17 +149,7 @@ static int run_list(const struct tool *t) {
             tool_note("Redis is not there, so only names are known: %s", away.message);
         }
     }
-    for (int i = 0; i < names.count; i++) {
-        int bytes = (int)strlen(names.items[i]);
-        width = bytes > width ? bytes : width;
-    }
-    if (e == ERR_OK) {
-        (void)printf("%-*s", width, "id");
-        for (int i = 0; i < COLUMNS; i++) {
-            (void)printf("  %*s", i + 1 < COLUMNS ? -12 : 0, columns[i]);
-        }
-        (void)putchar('\n');
-    }
+    int width = e == ERR_OK ? list_header(&names, tool_flag(t, "--json") != NULL) : 0;
     for (int i = 0; i < names.count && e == ERR_OK; i++) {
         list_row(&redis, names.items[i], width);
     }
@@ -137,18 +164,38 @@ static const char check_help[] =
     "Reads adapters as a worker would, all of the root or those named, and says of each whether\n"
     "this model can run it; the field or tensor at fault is named. Exit code 1: one was refused.\n"
     "\n"
+    "  --json    an object a line\n"
+    "\n"
     "  lorry adapters check --model DIR --adapters DIR\n"
     "  lorry adapters check pirate shout --model DIR --adapters DIR\n";
 
+static void verdict_json(const char *id, enum err e, const struct model_adapter_facts *facts,
+                         const struct err_text *why) {
+    json_line(stdout,
+              e == ERR_OK
+                  ? json_pack("{so, sb, si, si, sI, si, ss}", "id", json_text(id), "ok", 1, "rank",
+                              (int)facts->rank_max, "modules", (int)facts->modules, "bytes",
+                              (json_int_t)facts->file_bytes, "pages", (int)facts->page_count,
+                              "revision", facts->revision)
+                  : json_pack("{so, sb, ss, so, so}", "id", json_text(id), "ok", 0, "code",
+                              err_name(e), "field",
+                              json_text(why->field[0] != '\0' ? why->field : NULL), "message",
+                              json_text(why->message[0] != '\0' ? why->message : err_text(e))));
+}
+
 /* Prints the verdict. true: the adapter can be used. */
 static bool verdict(const struct model_facts *model, const struct model_adapter_options *options,
-                    const char *id) {
+                    const char *id, bool json) {
     struct model_adapter_facts facts = {0};
     struct err_text why = {0};
     enum err e = model_adapter_id_valid(id, strlen(id))
                      ? model_adapter_check(model, options, id, &facts, &why)
                      : err_set(&why, ERR_UNKNOWN_ADAPTER, "not an id of an adapter");
     bool ok = e == ERR_OK;
+    if (json) {
+        verdict_json(id, e, &facts, &why);
+        return ok;
+    }
     (void)printf("%s%s%s %s ", tool_colour(stdout, ok ? TOOL_GREEN : TOOL_RED),
                  ok ? "ok" : "refused", tool_colour(stdout, TOOL_PLAIN), id);
     if (ok) {
@@ -193,13 +240,14 @@ static int run_check(const struct tool *t) {
     struct model_adapter_options options;
     int refused = 0;
     bool named = t->argument_count > 0;
+    bool json = tool_flag(t, "--json") != NULL;
     enum err e = named ? adapters_need_root(t->config, &why) : names_read(&names, t->config, &why);
     if (e == ERR_OK) {
         e = adapters_open_model(t->config, &model, &options, &why);
     }
     for (int i = 0; e == ERR_OK && i < (named ? t->argument_count : names.count); i++) {
         const char *id = named ? t->arguments[i] : names.items[i];
-        refused += verdict(model_facts(model), &options, id) ? 0 : 1;
+        refused += verdict(model_facts(model), &options, id, json) ? 0 : 1;
     }
     model_close(model);
     names_deinit(&names);
@@ -278,19 +326,19 @@ static int run_slo(const struct tool *t) {
 
 const struct command cmd_adapters_list = {
     .name = "adapters list",
-    .arguments = "[--adapters DIR]",
+    .arguments = "[--adapters DIR] [--json]",
     .summary = "what is in the adapter root",
     .help = list_help,
-    .own_flags = no_flags,
+    .own_flags = json_flags,
     .run = run_list,
 };
 
 const struct command cmd_adapters_check = {
     .name = "adapters check",
-    .arguments = "[ID…] --model DIR --adapters DIR",
+    .arguments = "[ID…] --model DIR --adapters DIR [--json]",
     .summary = "whether the model can run the adapters",
     .help = check_help,
-    .own_flags = no_flags,
+    .own_flags = json_flags,
     .run = run_check,
 };
 

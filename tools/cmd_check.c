@@ -6,13 +6,14 @@
 #include "model/model.h"
 #include "text/text.h"
 #include "tools/broker.h"
+#include "tools/json.h"
 #include "tools/redis.h"
 #include "tools/tool.h"
 #include "worker/worker.h"
 
-enum { BROKER_MS = 5000 };
+enum { BROKER_MS = 5000, DETAIL_BYTES = 1024 };
 
-static const char *const own_flags[] = {NULL};
+static const char *const own_flags[] = {"--json", NULL};
 
 static const char help[] =
     "Prints the configuration in force and where each value comes from (secrets masked), then\n"
@@ -21,35 +22,44 @@ static const char help[] =
     "code\n"
     "is that of the first failure.\n"
     "\n"
+    "  --json    the checks as an object a line: verdict, what, detail; no configuration\n"
+    "\n"
     "  lorry check --model DIR --adapters DIR\n"
     "  lorry check --config /etc/lorry/lorry.yaml | grep -v '^[a-z]*\\.'\n";
 
 struct checks {
     const struct config *config;
+    bool json;
     int code; /* of the first failure */
 };
 
 enum verdict { CHECK_OK, CHECK_WARN, CHECK_FAIL };
 
-static void say(enum verdict verdict, const char *what, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static void say(enum verdict verdict, const char *what, const char *format, ...) {
+static void say(const struct checks *c, enum verdict verdict, const char *what, const char *format,
+                ...) __attribute__((format(printf, 4, 5)));
+static void say(const struct checks *c, enum verdict verdict, const char *what, const char *format,
+                ...) {
     static const char *const words[] = {"ok", "warn", "fail"};
     static const enum tool_colour colours[] = {TOOL_GREEN, TOOL_YELLOW, TOOL_RED};
+    char detail[DETAIL_BYTES];
     va_list arguments;
-    (void)printf("%s%-4s%s %s: ", tool_colour(stdout, colours[verdict]), words[verdict],
-                 tool_colour(stdout, TOOL_PLAIN), what);
     va_start(arguments, format);
-    (void)vprintf(format, arguments);
+    (void)vsnprintf(detail, sizeof detail, format, arguments);
     va_end(arguments);
-    (void)putchar('\n');
+    if (c->json) {
+        json_line(stdout, json_pack("{ss, ss, so}", "verdict", words[verdict], "what", what,
+                                    "detail", json_text(detail)));
+        return;
+    }
+    (void)printf("%s%-4s%s %s: %s\n", tool_colour(stdout, colours[verdict]), words[verdict],
+                 tool_colour(stdout, TOOL_PLAIN), what, detail);
     (void)fflush(stdout);
 }
 
 static void fail(struct checks *c, const char *what, enum err e, const struct err_text *why) {
     const char *message = why->message[0] != '\0' ? why->message : err_text(e);
     bool named = why->field[0] == '\0' || strstr(message, why->field) != NULL;
-    say(CHECK_FAIL, what, "%s%s%s", named ? "" : why->field, named ? "" : ": ", message);
+    say(c, CHECK_FAIL, what, "%s%s%s", named ? "" : why->field, named ? "" : ": ", message);
     if (c->code == EXIT_DONE) {
         c->code = (int)err_exit_code(e);
     }
@@ -71,7 +81,7 @@ static void check_text(struct checks *c, const struct model_facts *model) {
     }
     uint32_t count = text_vocab_count(text);
     bool chat = text_has_chat_template(text);
-    say(count <= model->shape.vocab ? CHECK_OK : CHECK_WARN, "tokenizer",
+    say(c, count <= model->shape.vocab ? CHECK_OK : CHECK_WARN, "tokenizer",
         "%u tokens%s (the model has %u), %s", count,
         count <= model->shape.vocab ? "" : ", more than the model's", model->shape.vocab,
         chat ? "with a chat template" : "no chat template: jobs with messages will be rejected");
@@ -93,15 +103,16 @@ static void check_model(struct checks *c) {
         return;
     }
     const struct model_facts *f = model_facts(model);
-    say(CHECK_OK, "model", "%s, %s, %u layers, hidden %u, context %u, %.1f MiB of weights on disk",
-        f->name, f->architecture, f->shape.layers, f->shape.hidden, f->shape.positions,
+    say(c, CHECK_OK, "model",
+        "%s, %s, %u layers, hidden %u, context %u, %.1f MiB of weights on disk", f->name,
+        f->architecture, f->shape.layers, f->shape.hidden, f->shape.positions,
         mib(f->weight_bytes));
     check_text(c, f);
     e = worker_plan(c->config, f, &plan, &why);
     if (e != ERR_OK) {
         fail(c, "memory", e, &why);
     } else {
-        say(CHECK_OK, "memory",
+        say(c, CHECK_OK, "memory",
             "pool %.1f MiB: %u pages of %u tokens, %" PRIu64
             " tokens together; a sequence has up to %u pages; host store up to %.1f MiB",
             mib(plan.pool_bytes), plan.page_count, plan.page_tokens,
@@ -128,7 +139,7 @@ static void check_adapters(struct checks *c) {
     struct err_text why = {0};
     const char *root = c->config->adapters_dir;
     if (root[0] == '\0') {
-        say(CHECK_OK, "adapters", "none: adapters.dir is empty, only the base model runs");
+        say(c, CHECK_OK, "adapters", "none: adapters.dir is empty, only the base model runs");
         return;
     }
     enum err e = model_adapter_list(root, count_one, &n, &why);
@@ -136,7 +147,7 @@ static void check_adapters(struct checks *c) {
         fail(c, "adapters", e, &why);
         return;
     }
-    say(n.invalid > 0 ? CHECK_WARN : CHECK_OK, "adapters",
+    say(c, n.invalid > 0 ? CHECK_WARN : CHECK_OK, "adapters",
         "%u in %s%s; `lorry adapters check` reads them", n.valid, root,
         n.invalid > 0 ? ", besides folders whose names are no ids" : "");
 }
@@ -161,7 +172,7 @@ static void check_topic(struct checks *c, rd_kafka_t *rk, const struct rd_kafka_
         fail(c, "topic", e, &why);
         return;
     }
-    say(CHECK_OK, "topic", "%s, %u partitions%s%s", topic, partitions,
+    say(c, CHECK_OK, "topic", "%s, %u partitions%s%s", topic, partitions,
         policy[0] != '\0' ? ", " : "", policy);
 }
 
@@ -178,7 +189,7 @@ static void check_kafka(struct checks *c) {
     if (e != ERR_OK) {
         fail(c, "kafka", e, &why);
     } else {
-        say(CHECK_OK, "kafka", "%d broker%s at %s, librdkafka %s", metadata->broker_cnt,
+        say(c, CHECK_OK, "kafka", "%d broker%s at %s, librdkafka %s", metadata->broker_cnt,
             metadata->broker_cnt == 1 ? "" : "s", config->kafka_brokers, rd_kafka_version_str());
         for (uint32_t i = 0; i < config->kafka_jobs.count; i++) {
             check_topic(c, rk, metadata, config->kafka_jobs.items[i], true);
@@ -198,7 +209,7 @@ static void check_redis(struct checks *c) {
     redisContext *r = NULL;
     struct err_text why = {0};
     if (c->config->redis_url[0] == '\0') {
-        say(CHECK_OK, "redis", "none: redis.url is empty; no cancel, no deadlines from outside");
+        say(c, CHECK_OK, "redis", "none: redis.url is empty; no cancel, no deadlines from outside");
         return;
     }
     enum err e = redis_reach(&r, c->config, &why);
@@ -206,9 +217,9 @@ static void check_redis(struct checks *c) {
         e = redis_ping(r, &why);
     }
     if (e == ERR_OK) {
-        say(CHECK_OK, "redis", "answers");
+        say(c, CHECK_OK, "redis", "answers");
     } else if (e == ERR_AWAY) {
-        say(CHECK_WARN, "redis", "%s; workers run without it", why.message);
+        say(c, CHECK_WARN, "redis", "%s; workers run without it", why.message);
     } else {
         fail(c, "redis", e, &why);
     }
@@ -216,14 +227,17 @@ static void check_redis(struct checks *c) {
 }
 
 static int run(const struct tool *t) {
-    struct checks c = {.config = t->config, .code = EXIT_DONE};
+    struct checks c = {
+        .config = t->config, .json = tool_flag(t, "--json") != NULL, .code = EXIT_DONE};
     if (t->argument_count != 0) {
         return tool_usage(t, "check takes no argument, but found '%s'", t->arguments[0]);
     }
-    config_print(t->config, stdout);
-    (void)putchar('\n');
+    if (!c.json) {
+        config_print(t->config, stdout);
+        (void)putchar('\n');
+    }
     tool_catch_interrupts();
-    say(CHECK_OK, "configuration", "valid");
+    say(&c, CHECK_OK, "configuration", "valid");
     check_model(&c);
     check_adapters(&c);
     check_kafka(&c);
@@ -233,7 +247,7 @@ static int run(const struct tool *t) {
 
 const struct command cmd_check = {
     .name = "check",
-    .arguments = "[--model DIR] [--adapters DIR]",
+    .arguments = "[--model DIR] [--adapters DIR] [--json]",
     .summary = "print the configuration, and look at all that a worker needs",
     .help = help,
     .own_flags = own_flags,

@@ -7,12 +7,13 @@
 #include "base/clock.h"
 #include "tools/broker.h"
 #include "tools/finals.h"
+#include "tools/json.h"
 #include "tools/tool.h"
 
 enum { POLL_MS = 200, SECONDS_MAX = 30 * 24 * 3600 };
 
 static const char *const own_flags[] = {
-    "-o=", "--errors=", "--format=", "--timeout=", "--quiet", NULL};
+    "-o=", "--errors=", "--format=", "--timeout=", "--quiet", "--json", NULL};
 
 static const char help[] =
     "Reads the results topic from where it stood when the batch was submitted, until each of its\n"
@@ -26,6 +27,7 @@ static const char help[] =
     "                 of its error file, OUT.errors unless --errors says where\n"
     "  --timeout S    give up after S seconds: what is there is written, and the exit code is 5\n"
     "  --quiet        no progress line\n"
+    "  --json         the summary as an object: on stdout, or on stderr beside answers on stdout\n"
     "\n"
     "  lorry collect jobs.jsonl.lorry.json -o results.jsonl\n"
     "  lorry collect batch.jsonl.lorry.json -o output.jsonl --errors errors.jsonl --format "
@@ -205,7 +207,18 @@ static enum err write_files(struct collect *c, const char *out, const char *erro
     return e;
 }
 
-static int report(const struct collect *c) {
+static void report_json(const struct collect *c, FILE *out) {
+    const struct manifest *m = &c->manifest;
+    bool known = m->complete;
+    uint32_t missing = known && c->finals.count < c->wanted ? c->wanted - c->finals.count : 0;
+    json_line(out, json_pack("{ss, sI, so, so, so}", "batch_id", m->batch_id, "finals",
+                             (json_int_t)c->finals.count, "jobs",
+                             known ? json_integer(c->wanted) : json_null(), "missing",
+                             known ? json_integer(missing) : json_null(), "statuses",
+                             json_statuses(c->finals.statuses, FINALS_STATUSES)));
+}
+
+static void report_text(const struct collect *c) {
     char counts[256] = "";
     size_t at = 0;
     for (int i = 0; i < FINALS_STATUSES; i++) {
@@ -217,6 +230,15 @@ static int report(const struct collect *c) {
     }
     tool_note("%u finals of batch %s: %s", c->finals.count, c->manifest.batch_id,
               at > 0 ? counts : "none");
+}
+
+/* `json`: where to print the summary as JSON; NULL = as text. */
+static int report(const struct collect *c, FILE *json) {
+    if (json != NULL) {
+        report_json(c, json);
+    } else {
+        report_text(c);
+    }
     if (!c->manifest.complete) {
         tool_note("its submit did not finish, so there may be more");
         return EXIT_BROKER;
@@ -306,7 +328,8 @@ static int run(const struct tool *t) {
     if (e == ERR_OK) {
         e = write_files(&c, out, errors, format, &why);
     }
-    int code = e == ERR_OK ? report(&c) : tool_fail(e, &why);
+    FILE *json = tool_flag(t, "--json") == NULL ? NULL : strcmp(out, "-") == 0 ? stderr : stdout;
+    int code = e == ERR_OK ? report(&c, json) : tool_fail(e, &why);
     reader_close(&c.reader);
     finals_deinit(&c.finals);
     manifest_deinit(&c.manifest);
@@ -316,7 +339,8 @@ static int run(const struct tool *t) {
 
 const struct command cmd_collect = {
     .name = "collect",
-    .arguments = "MANIFEST [-o OUT] [--errors ERR] [--format jsonl|openai] [--timeout S] [--quiet]",
+    .arguments =
+        "MANIFEST [-o OUT] [--errors ERR] [--format jsonl|openai] [--timeout S] [--quiet] [--json]",
     .summary = "wait for a batch's answers and write them to a file",
     .help = help,
     .own_flags = own_flags,

@@ -9,13 +9,14 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "tools/json.h"
 #include "tools/tool.h"
 #include "wire/wire.h"
 #include "worker/worker.h"
 
 enum { TICK_MS = 100 };
 
-static const char *const own_flags[] = {"-o=", "--quiet", NULL};
+static const char *const own_flags[] = {"-o=", "--quiet", "--json", NULL};
 
 static const char help[] =
     "Runs a file of jobs (- is stdin) in this process and writes one final a line, in the order "
@@ -32,6 +33,7 @@ static const char help[] =
     "\n"
     "  -o RESULTS      the output; - or nothing is stdout\n"
     "  --quiet         no progress line\n"
+    "  --json          the summary as an object: on stdout, or on stderr beside answers on stdout\n"
     "\n"
     "  lorry run jobs.jsonl -o results.jsonl --model DIR --adapters DIR\n"
     "  echo '{\"prompt\": \"Once upon a time\"}' | lorry run - --model DIR\n";
@@ -151,7 +153,16 @@ static enum err look_at_input(const char *input, const char *output, uint64_t *t
     return e;
 }
 
-static int report(struct worker *worker, double seconds) {
+static void report_json(FILE *out, const struct worker_report *r, uint64_t tokens, double seconds) {
+    json_line(out, json_pack("{sI, sI, so, sI, sf, sf}", "jobs", (json_int_t)ended(r), "received",
+                             (json_int_t)r->received, "statuses",
+                             json_statuses(r->finals, WORKER_STATUSES), "tokens",
+                             (json_int_t)tokens, "seconds", seconds, "tokens_per_second",
+                             seconds > 0 ? (double)tokens / seconds : 0.0));
+}
+
+/* `json`: where to print the summary as JSON; NULL = as text. */
+static int report(struct worker *worker, double seconds, FILE *json) {
     struct worker_report r = worker_report(worker);
     uint64_t jobs = ended(&r);
     uint64_t tokens = output_tokens(worker);
@@ -164,13 +175,18 @@ static int report(struct worker *worker, double seconds) {
                                    wire_status_name((enum wire_status)i));
         }
     }
+    bool good = r.finals[WIRE_SUCCEEDED] == r.received && r.all_delivered;
+    if (json != NULL) {
+        report_json(json, &r, tokens, seconds);
+        return good ? EXIT_DONE : EXIT_JOBS;
+    }
     tool_note("%" PRIu64 " job%s%s%s in %.1f s; %" PRIu64 " tokens, %.1f tokens/s", jobs,
               jobs == 1 ? "" : "s", counts, at > 0 ? ")" : "", seconds, tokens,
               seconds > 0 ? (double)tokens / seconds : 0.0);
     if (r.received > jobs) {
         tool_note("%" PRIu64 " more had been read and did not run", r.received - jobs);
     }
-    return r.finals[WIRE_SUCCEEDED] == r.received && r.all_delivered ? EXIT_DONE : EXIT_JOBS;
+    return good ? EXIT_DONE : EXIT_JOBS;
 }
 
 static enum err serve(const struct tool *t, const char *output, struct watcher *w,
@@ -211,15 +227,16 @@ static int run(const struct tool *t) {
         e = serve(t, output, &watcher, &worker, &why);
     }
     watcher_stop(&watcher);
-    int code =
-        e == ERR_OK ? report(worker, progress_seconds(&watcher.progress)) : tool_fail(e, &why);
+    FILE *json = tool_flag(t, "--json") == NULL ? NULL : strcmp(output, "-") == 0 ? stderr : stdout;
+    int code = e == ERR_OK ? report(worker, progress_seconds(&watcher.progress), json)
+                           : tool_fail(e, &why);
     worker_close(worker);
     return code;
 }
 
 const struct command cmd_run = {
     .name = "run",
-    .arguments = "JOBS|- [-o RESULTS] --model DIR [--adapters DIR] [--quiet]",
+    .arguments = "JOBS|- [-o RESULTS] --model DIR [--adapters DIR] [--quiet] [--json]",
     .summary = "run a file of jobs here, without Kafka or Redis",
     .help = help,
     .own_flags = own_flags,

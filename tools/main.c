@@ -5,26 +5,28 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "tools/describe.h"
 #include "tools/tool.h"
 
 extern char **environ;
 
-static const struct command *const commands[] = {
+const struct command *const tool_commands[] = {
     &cmd_run,          &cmd_submit,        &cmd_collect,        &cmd_tail,         &cmd_cancel,
     &cmd_deadline,     &cmd_adapters_list, &cmd_adapters_check, &cmd_adapters_add, &cmd_adapters_rm,
-    &cmd_adapters_slo, &cmd_topics_create, &cmd_check,
+    &cmd_adapters_slo, &cmd_topics_create, &cmd_check,          &cmd_completion,   NULL,
 };
-enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
 static const char intro[] = "lorry - batch inference for a language model with many LoRA adapters\n"
                             "\n"
                             "usage: lorry COMMAND [arguments] [options]\n"
                             "\n";
-static const char outro[] =
+static const char topics[] =
     "\n"
     "  help [COMMAND]    this page, or all about a command\n"
     "  help options      the options that every command takes, with defaults\n"
-    "\n"
+    "  help man          all of this as a manual page: lorry help man | man -l -\n"
+    "\n";
+static const char outro[] =
     "Without Kafka:      lorry run jobs.jsonl -o results.jsonl --model DIR --adapters DIR\n"
     "With Kafka:         lorry topics create\n"
     "                    lorryd --model DIR --adapters DIR &\n"
@@ -39,17 +41,20 @@ static const char outro[] =
 
 static void print_commands(FILE *out, const char *group) {
     size_t bytes = strlen(group);
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        if (strncmp(commands[i]->name, group, bytes) == 0) {
-            (void)fprintf(out, "  %-16s  %s\n", commands[i]->name, commands[i]->summary);
+    for (int i = 0; tool_commands[i] != NULL; i++) {
+        if (strncmp(tool_commands[i]->name, group, bytes) == 0) {
+            (void)fprintf(out, "  %-16s  %s\n", tool_commands[i]->name, tool_commands[i]->summary);
         }
     }
 }
 
 static void print_help(const struct command *c) {
-    (void)printf("lorry %s - %s\n\nusage: lorry %s %s\n\n%s\n"
-                 "Every command takes the configuration's options too: `lorry help options`.\n",
-                 c->name, c->summary, c->name, c->arguments, c->help);
+    (void)printf("lorry %s - %s\n\nusage: lorry %s %s\n\n%s", c->name, c->summary, c->name,
+                 c->arguments, c->help);
+    if (!c->unconfigured) {
+        (void)printf("\nEvery command takes the configuration's options too: `lorry help "
+                     "options`.\n");
+    }
 }
 
 static size_t min3(size_t a, size_t b, size_t c) {
@@ -80,18 +85,18 @@ static size_t distance(const char *a, const char *b) {
 }
 
 static int unknown(const char *word) {
-    const char *nearest = commands[0]->name;
+    const char *nearest = tool_commands[0]->name;
     size_t least = SIZE_MAX;
-    for (int i = 0; i < COMMAND_COUNT; i++) {
+    for (int i = 0; tool_commands[i] != NULL; i++) {
         char first[32];
-        (void)snprintf(first, sizeof first, "%.*s", (int)strcspn(commands[i]->name, " "),
-                       commands[i]->name);
+        (void)snprintf(first, sizeof first, "%.*s", (int)strcspn(tool_commands[i]->name, " "),
+                       tool_commands[i]->name);
         size_t d = distance(word, first);
-        size_t whole = distance(word, commands[i]->name);
+        size_t whole = distance(word, tool_commands[i]->name);
         d = whole < d ? whole : d;
         if (d < least) {
             least = d;
-            nearest = commands[i]->name;
+            nearest = tool_commands[i]->name;
         }
     }
     tool_note("unknown command '%.64s'; nearest is '%s'. `lorry help` lists all.", word, nearest);
@@ -100,15 +105,15 @@ static int unknown(const char *word) {
 
 /* The command that the first one or two words name; *used: how many. NULL: none. */
 static const struct command *find(int argc, char **argv, int *used) {
-    for (int i = 0; argc > 0 && i < COMMAND_COUNT; i++) {
-        const char *name = commands[i]->name;
+    for (int i = 0; argc > 0 && tool_commands[i] != NULL; i++) {
+        const char *name = tool_commands[i]->name;
         size_t first = strcspn(name, " ");
         if (strncmp(name, argv[0], first) != 0 || argv[0][first] != '\0') {
             continue;
         }
         *used = name[first] == '\0' ? 1 : 2;
         if (*used == 1 || (argc > 1 && strcmp(name + first + 1, argv[1]) == 0)) {
-            return commands[i];
+            return tool_commands[i];
         }
     }
     return NULL;
@@ -117,8 +122,8 @@ static const struct command *find(int argc, char **argv, int *used) {
 /* "adapters": the first word of several commands. */
 static bool is_group(const char *word, char group[32]) {
     (void)snprintf(group, 32, "%.30s ", word);
-    for (int i = 0; i < COMMAND_COUNT; i++) {
-        if (strncmp(commands[i]->name, group, strlen(group)) == 0) {
+    for (int i = 0; tool_commands[i] != NULL; i++) {
+        if (strncmp(tool_commands[i]->name, group, strlen(group)) == 0) {
             return true;
         }
     }
@@ -133,6 +138,8 @@ static int help(int argc, char **argv) {
         print_help(c);
     } else if (argc > 0 && strcmp(argv[0], "options") == 0) {
         config_help(stdout);
+    } else if (argc > 0 && strcmp(argv[0], "man") == 0) {
+        describe_man(stdout, tool_commands, outro);
     } else if (argc > 0 && is_group(argv[0], group)) {
         (void)printf("lorry %.30s COMMAND\n\n", argv[0]);
         print_commands(stdout, group);
@@ -141,6 +148,7 @@ static int help(int argc, char **argv) {
     } else {
         (void)fputs(intro, stdout);
         print_commands(stdout, "");
+        (void)fputs(topics, stdout);
         (void)fputs(outro, stdout);
     }
     return EXIT_DONE;
@@ -211,8 +219,10 @@ static int run(const struct command *c, int argc, char **argv) {
     bool asked = level_is_asked_for(argc, argv);
     struct config_input input = {.argc = argc, .argv = argv, .environ = environ};
     log_configure(LOG_WARN, NULL);
-    enum err e = config_open(&config, &input, c->own_flags, &rest, &why);
-    if (e == ERR_OK) {
+    enum err e = c->unconfigured ? ERR_OK : config_open(&config, &input, c->own_flags, &rest, &why);
+    if (c->unconfigured) {
+        e = take(&t, argc, argv, &why);
+    } else if (e == ERR_OK) {
         enum log_level level = LOG_WARN;
         if (asked) {
             (void)log_level_parse(config->log_level, &level);

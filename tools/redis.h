@@ -10,7 +10,7 @@ enum {
     REDIS_JOB_EXPIRE_S = 7 * 24 * 3600,
     REDIS_KEY_BYTES = 512,
     REDIS_FIELDS_MAX = 16, /* of one call */
-    REDIS_VALUE_BYTES = 64,
+    REDIS_VALUE_BYTES = 128,
 };
 
 /* Errors  ERR_BAD_CONFIG (redis.url is empty or wrong), ERR_AWAY. redisFree() releases it. */

@@ -30,11 +30,13 @@ struct command {
     const char *help;                 /* teaches, with examples; ends with a newline */
     const char *const *own_flags;     /* as config_open() takes them; NULL-terminated */
     int (*run)(const struct tool *t); /* an enum exit_code */
+    bool unconfigured; /* it reads no configuration: `config` is NULL, only own flags are known */
 };
 
+extern const struct command *const tool_commands[]; /* all, NULL-terminated; main.c */
 extern const struct command cmd_run, cmd_submit, cmd_collect, cmd_tail, cmd_cancel, cmd_deadline,
     cmd_adapters_list, cmd_adapters_check, cmd_adapters_add, cmd_adapters_rm, cmd_adapters_slo,
-    cmd_topics_create, cmd_check;
+    cmd_topics_create, cmd_check, cmd_completion;
 
 /* A command line taken apart. */
 struct tool {

@@ -1,5 +1,6 @@
-"""lorry in daily use: adapters come and go under a running worker."""
+"""lorry in daily use: adapters come and go under a running worker; answers for scripts."""
 
+import json
 import shutil
 
 import folders
@@ -70,3 +71,55 @@ def test_adapters_add_without_redis(story, root, tmp_path):
     shutil.rmtree(one)
     story.tool("adapters", "rm", "one", options={**options, "redis.url": ""})
     assert list(root.iterdir()) == []
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.decode().splitlines()]
+
+
+def test_answers_for_scripts(story, root, tmp_path):
+    """--json: an object a line on stdout, or beside answers that go there on stderr."""
+    story.worker()
+    options = {**story.client_options(), **story.model_options()}
+    good = folders.make_adapter(root / "good", seed=1, rank=4)
+    bad = folders.make_adapter(root / "bad", seed=1, rank=4)
+    (bad / "adapter_config.json").write_text("{}")
+    story.send([{"id": "one", "adapter": "good", "prompt": "Hi", "max_tokens": 3}])
+    revision = story.check()["one"]["revision"]
+
+    listed = {each["id"]: each
+              for each in json_lines(story.tool("adapters", "list", "--json",
+                                                options=options).stdout)}
+    assert listed.keys() == {"good", "bad"}
+    assert listed["good"]["revision"] == revision and listed["good"]["rank"] == 4
+    assert listed["good"]["ttl_ms"] is None and listed["bad"]["state"] is None
+
+    checked = {each["id"]: each
+               for each in json_lines(story.tool("adapters", "check", "--json", options=options,
+                                                 expect=JOBS).stdout)}
+    assert checked["good"]["ok"] and checked["good"]["revision"] == revision
+    assert checked["good"]["bytes"] == (good / "adapter_model.safetensors").stat().st_size
+    assert not checked["bad"]["ok"] and checked["bad"]["message"]
+
+    verdicts = json_lines(story.tool("check", "--json", options=options).stdout)
+    assert {"verdict", "what", "detail"} == verdicts[0].keys()
+    assert {"model", "kafka", "redis"} <= {each["what"] for each in verdicts}
+
+    jobs = tmp_path / "jobs.jsonl"
+    lines = [{"prompt": "Hi", "max_tokens": 3}, {"prompt": "Hi", "max_tokens": -1}]
+    jobs.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = story.tool("run", jobs, "-o", tmp_path / "out", "--json",
+                      options=story.model_options(), expect=JOBS)
+    summary = json_lines(done.stdout)
+    assert len(summary) == 1 and summary[0]["jobs"] == 2
+    assert summary[0]["statuses"] == {"succeeded": 1, "rejected": 1}
+    done = story.tool("run", jobs, "--json", options=story.model_options(), expect=JOBS)
+    assert len(json_lines(done.stdout)) == 2, "the finals"
+    assert json_lines(done.stderr)[-1]["jobs"] == 2
+
+    story.tool("submit", jobs, "--skip-bad", options=story.client_options(), expect=JOBS)
+    done = story.tool("collect", f"{jobs}.lorry.json", "-o", tmp_path / "out", "--json",
+                      options=story.client_options())
+    summary = json_lines(done.stdout)[0]
+    assert (summary["jobs"], summary["finals"], summary["missing"]) == (1, 1, 0)
+    assert summary["statuses"] == {"succeeded": 1}

@@ -29,7 +29,7 @@ static void assert_printed(const char *text) {
 static const char *const commands[] = {
     "run",          "submit",        "collect",        "tail",         "cancel",
     "deadline",     "adapters list", "adapters check", "adapters add", "adapters rm",
-    "adapters slo", "topics create", "check",
+    "adapters slo", "topics create", "check",          "completion",
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
@@ -161,6 +161,60 @@ static void no_broker_exits_with_5(void **state) {
     assert_int_equal(lorry("cancel a --redis.url redis://127.0.0.1:1"), 5);
 }
 
+/* What bash offers behind `words`, of which the last one is being typed. */
+static void complete(const char *words) {
+    char command[1024];
+    (void)snprintf(command, sizeof command,
+                   "bash -c 'source <(%s/tools/lorry completion bash); COMP_WORDS=(%s); "
+                   "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _lorry; echo \"${COMPREPLY[*]}\"' 2>&1",
+                   LORRY_BINARY_DIR, words);
+    FILE *p = popen(command, "r");
+    assert_non_null(p);
+    size_t bytes = fread(printed, 1, sizeof printed - 1, p);
+    printed[bytes] = '\0';
+    assert_int_equal(pclose(p), 0);
+}
+
+static void bash_completes(void **state) {
+    static const struct {
+        const char *words, *offered;
+    } completions[] = {
+        {"lorry sub", "submit\n"},
+        {"lorry adapters \"\"", "list check add rm slo\n"},
+        {"lorry adapters a", "add\n"},
+        {"lorry submit --key", "--key-by\n"},
+        {"lorry submit --key-by \"\"", "adapter none\n"},
+        {"lorry collect --format = o", "openai\n"}, /* as bash breaks --format=o */
+        {"lorry run --kafka.b", "--kafka.brokers\n"},
+        {"lorry check --log.level =", "error warn info debug\n"},
+        {"lorry check --no-frames", "--no-frames.default\n"},
+        {"lorry completion z", "zsh\n"},
+        {"lorry help topi", "topics\n"},
+        {"lorry submit some-file", "\n"}, /* left to bash */
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof completions / sizeof completions[0]; i++) {
+        complete(completions[i].words);
+        assert_string_equal(printed, completions[i].offered);
+    }
+    assert_int_equal(lorry("completion bash --nonsense"), 2);
+    assert_int_equal(lorry("completion fish"), 2);
+}
+
+/* A flag's words and meaning come from its command's usage and help. */
+static void zsh_and_man_say_what_the_help_says(void **state) {
+    (void)state;
+    assert_int_equal(lorry("completion zsh"), 0);
+    assert_printed("'--key-by=[adapter (default)\\: an adapter'\\''s jobs stay together; none\\: "
+                   "spread evenly]:value:(adapter none)'");
+    assert_printed("'--log.level=:value:(error warn info debug)'");
+    assert_int_equal(lorry("help man"), 0);
+    assert_printed("\n.SS adapters check \\- whether the model can run the adapters\n");
+    assert_printed("\\-\\-kafka.brokers");
+    assert_printed("[ID\\[u2026]]");
+    assert_null(strstr(printed, "\n./")); /* which roff would take for a request */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_command_has_help),
@@ -170,6 +224,8 @@ int main(void) {
         cmocka_unit_test(no_escapes_reach_a_pipe),
         cmocka_unit_test(bad_lines_are_told_before_anything_is_sent),
         cmocka_unit_test(no_broker_exits_with_5),
+        cmocka_unit_test(bash_completes),
+        cmocka_unit_test(zsh_and_man_say_what_the_help_says),
     };
     return cmocka_run_group_tests(tests, scratch_enter, scratch_leave);
 }
