@@ -174,6 +174,9 @@ static void job_updated(struct engine *e, const struct registry_update *u) {
 void engine_take_updates(struct engine *e) {
     struct registry_update u;
     while (registry_update(e->options.registry, &u)) {
+        /* The registry gave us the job before it told of the change: without this look a job that
+         * came since the last one would not be held yet, and its cancel would be lost. */
+        engine_drain_inbox(e);
         if (u.kind == REGISTRY_JOB) {
             job_updated(e, &u);
         } else {
