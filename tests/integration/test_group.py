@@ -1,5 +1,6 @@
 """Workers that share a group, come, go and crash."""
 
+import signal
 import time
 
 from lab import eventually
@@ -131,6 +132,28 @@ def test_workers_come_and_go(story):
     finals = story.check()
     assert {final["status"] for final in finals.values()} == {"succeeded"}
     story.wait_committed()
+
+
+def test_a_hung_worker_is_replaced(story):
+    """Stopped for longer than its session, a worker loses its partitions; when it goes on it must
+    not commit for them, and joins again."""
+    options = {"scheduler__rows": 4, "kafka__session_timeout_ms": 1500}
+    first = story.worker(**options)
+    story.send(adapter_jobs("j", 200, 60))
+    eventually("some are done", lambda: len(story.finals()) > 20)
+    first.process.send_signal(signal.SIGSTOP)
+    second = story.worker(**options)
+    eventually(
+        "the second works",
+        lambda: any(final["worker"] == second.name for final in story.finals().values()),
+    )
+    first.process.send_signal(signal.SIGCONT)
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    story.wait_committed()
+    story.check_commits()
+    for worker in story.workers:
+        eventually("both share again", lambda w=worker: w.metric("partitions") == 2)
 
 
 def test_sigterm_drains(story, long_model):

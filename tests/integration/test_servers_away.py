@@ -105,3 +105,19 @@ def test_broker_dies_and_returns(story, lab):
     assert {final["status"] for final in finals.values()} == {"succeeded"}
     eventually("ready again", lambda: worker.get("/readyz")[0] == 200)
     story.wait_committed()
+
+
+def test_broker_hangs(story, lab):
+    """A broker that answers nothing for some seconds, while partitions and sessions stay."""
+    worker = story.worker(scheduler__rows=4)
+    story.send(adapter_jobs("before", 150, 60))
+    eventually("some are done", lambda: len(story.finals()) > 20)
+    os.kill(lab.kafka.pid, signal.SIGSTOP)
+    time.sleep(2.5)
+    os.kill(lab.kafka.pid, signal.SIGCONT)
+    story.send(adapter_jobs("after", 10, 5))
+    finals = story.check()
+    assert {final["status"] for final in finals.values()} == {"succeeded"}
+    assert worker.running
+    story.wait_committed()
+    story.check_commits()
