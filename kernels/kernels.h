@@ -83,18 +83,21 @@ static inline uint64_t kern_page_elems(const struct kern_shape *shape, uint32_t 
  * An adapter is a list of pages. The list's elements are numbered through: element e lies in page
  * e / page_elems at e % page_elems. In plane l they hold layer l's matrices in the tile order, that
  * the host store keeps as well:
- *   A [rank, in] of a module, then its B [out, rank], module after module;
+ *   A [rank, in] of a module, then its B [out, rank], then its bias [out] if it has one, module
+ * after module;
  *   the rank, padded to a multiple of 8, is cut into blocks of 32 (the last may be 8, 16 or 24);
  *   of each block in turn, the tiles of 64 columns in turn (columns of x for A, of y for B; the
  * last tile is padded with zeros); a tile never crosses a page: where the rest of a page is too
  * small for the next tile it is skipped; inside a tile, A is [ranks of the block][64 columns] and B
  * is [64 columns][ranks of the block], so that in both the dimension that a product sums over is
- * contiguous. */
+ * contiguous. A bias is its elements in order, padded with zeros to a multiple of 64: it may go on
+ * in the list's next page, but none of its runs of 64 does. */
 
 struct kern_lora {
     uint32_t rank; /* padded; 0 = the adapter leaves this module of this layer alone */
-    float scale;   /* y += scale · (x Aᵀ) Bᵀ */
+    float scale;   /* y += scale · ((x Aᵀ) Bᵀ + bias) */
     uint64_t a, b; /* first element of each in the list; a multiple of 64 */
+    uint64_t bias; /* likewise; 0 = none: what lies there is always an A */
 };
 
 uint32_t kern_rank_padded(uint32_t rank);
@@ -107,12 +110,17 @@ uint64_t kern_matrix_end(uint64_t page_elems, uint64_t begin, uint32_t rank, uin
 uint64_t kern_tile_begin(uint64_t page_elems, uint64_t begin, uint32_t rank, uint32_t columns,
                          uint32_t block, uint32_t tile);
 
+/* The end of a bias of `columns` that starts at list element `begin`. Pure. */
+uint64_t kern_bias_end(uint64_t begin, uint32_t columns);
+
 /* Copies a row-major f32 matrix into tile order at `image` (zeroed before, f32 list elements).
- * A is [rank_true][columns]; B is given as [columns][rank_true]. */
+ * A is [rank_true][columns]; B is given as [columns][rank_true]; the bias is [columns]. */
 void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lora *lora,
                          const float *a, uint32_t rank_true, uint32_t columns);
 void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,
                          const float *b, uint32_t rank_true, uint32_t columns);
+void kern_bias_store(float *image, const struct kern_lora *lora, const float *bias,
+                     uint32_t columns);
 
 /* ---- a step ------------------------------------------------------------------------------- */
 

@@ -3,6 +3,8 @@
  * All tiles of one matrix but those of its last, narrower rank block have the same size, so a
  * tile's place is found by two divisions: how many tiles are left in the first page, then how many
  * whole pages of tiles lie before it. */
+#include <string.h>
+
 #include "base/check.h"
 #include "kernels/kernels.h"
 
@@ -121,6 +123,10 @@ uint64_t kern_tile_begin(uint64_t page_elems, uint64_t begin, uint32_t rank, uin
     return run_place(page_elems, last, last_ranks * KERN_TILE_COLUMNS, tile);
 }
 
+uint64_t kern_bias_end(uint64_t begin, uint32_t columns) {
+    return begin + (uint64_t)column_tiles(columns) * KERN_TILE_COLUMNS;
+}
+
 /* A row-major matrix on its way into tile order: A and B differ in nothing but these strides. */
 struct source {
     const float *elements;
@@ -174,4 +180,10 @@ void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lo
                              .rank_true = rank_true,
                              .columns = columns};
     matrix_store(image, page_elems, lora->b, lora->rank, &m, true);
+}
+
+void kern_bias_store(float *image, const struct kern_lora *lora, const float *bias,
+                     uint32_t columns) {
+    CHECK(lora->bias != 0);
+    memcpy(image + lora->bias, bias, columns * sizeof *bias);
 }

@@ -271,20 +271,26 @@ static enum err convert(const struct parsed *p, const struct kern_shape *shape, 
         float *layer = elements == NULL ? NULL
                                         : elements + (uint64_t)(i / KERN_MODULES) *
                                                          plan->page_count * page_elems;
-        for (unsigned half = 0; half < 2; half++) {
-            const struct model_tensor *t = half == 0 ? pair->a : pair->b;
+        const struct model_tensor *const parts[] = {pair->a, pair->b, pair->bias};
+        for (unsigned part = 0; part < 3; part++) {
+            const struct model_tensor *t = parts[part];
+            if (t == NULL) {
+                continue;
+            }
             DCHECK(t->elements <= plan->elements_max);
             if (!model_tensor_to_f32(t, scratch)) {
                 return err_set_field(why, ERR_BAD_ADAPTER, t->name,
                                      MODEL_ADAPTER_FILE ": tensor %s holds NaN or infinity",
                                      t->name);
             }
-            if (layer != NULL && half == 0) {
+            if (layer != NULL && part == 0) {
                 kern_matrix_store_a(layer, page_elems, &plan->lora[i], scratch, rank,
                                     kern_module_in(shape, m));
-            } else if (layer != NULL) {
+            } else if (layer != NULL && part == 1) {
                 kern_matrix_store_b(layer, page_elems, &plan->lora[i], scratch, rank,
                                     kern_module_out(shape, m));
+            } else if (layer != NULL) {
+                kern_bias_store(layer, &plan->lora[i], scratch, kern_module_out(shape, m));
             }
         }
     }

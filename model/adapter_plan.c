@@ -12,10 +12,12 @@ static enum err bad(struct err_text *why, enum err e, const char *tensor, const 
 
 /* ---- names -------------------------------------------------------------------------------- */
 
+enum part { PART_A, PART_B, PART_BIAS };
+
 struct place {
     uint32_t layer;
     enum kern_module module;
-    bool is_b;
+    enum part part;
 };
 
 /* Steps over `prefix`; false when the name goes on otherwise. */
@@ -66,12 +68,14 @@ static bool parse_name(const char *name, struct place *place) {
     if (!found) {
         return false;
     }
-    place->is_b = skip(&at, ".lora_B");
-    if (!place->is_b && !skip(&at, ".lora_A")) {
+    bool is_b = skip(&at, ".lora_B");
+    if (!is_b && !skip(&at, ".lora_A")) {
         return false;
     }
     (void)skip(&at, ".default");
-    return strcmp(at, ".weight") == 0;
+    bool is_bias = is_b && strcmp(at, ".bias") == 0;
+    place->part = is_bias ? PART_BIAS : is_b ? PART_B : PART_A;
+    return is_bias || strcmp(at, ".weight") == 0;
 }
 
 static void module_path(char room[96], uint32_t layer, enum kern_module m) {
@@ -100,17 +104,21 @@ static enum err place_tensor(struct model_adapter_plan *p, const struct model_te
                                                 "and BF16 are",
                              t->name, t->dtype_name);
     }
-    if (t->dims != 2 || t->elements == 0) {
-        return bad(why, ERR_BAD_ADAPTER, t->name, "it is not a matrix");
+    bool is_bias = place.part == PART_BIAS;
+    if (t->dims != (is_bias ? 1 : 2) || t->elements == 0) {
+        return bad(why, ERR_BAD_ADAPTER, t->name,
+                   is_bias ? "it is not a vector" : "it is not a matrix");
     }
     struct model_lora_pair *pair = &p->pairs[(size_t)place.layer * KERN_MODULES + place.module];
-    const struct model_tensor **half = place.is_b ? &pair->b : &pair->a;
-    if (*half != NULL) {
+    const struct model_tensor **part = is_bias                ? &pair->bias
+                                       : place.part == PART_B ? &pair->b
+                                                              : &pair->a;
+    if (*part != NULL) {
         return err_set_field(why, ERR_BAD_ADAPTER, t->name,
                              MODEL_ADAPTER_FILE ": tensor %s: it is there twice, also as %s",
-                             t->name, (*half)->name);
+                             t->name, (*part)->name);
     }
-    *half = t;
+    *part = t;
     p->elements_max = t->elements > p->elements_max ? t->elements : p->elements_max;
     return ERR_OK;
 }
@@ -125,12 +133,42 @@ static enum err wrong_shape(struct err_text *why, const struct model_tensor *t, 
                          (unsigned long long)columns);
 }
 
+/* lora_bias and the tensors must agree: PEFT reads a missing one as zeros and drops one too many.
+ */
+static enum err check_bias(const struct model_lora_pair *pair, uint32_t out,
+                           const struct model_peft *peft, struct err_text *why) {
+    if (pair->bias == NULL && peft->lora_bias) {
+        return err_set_field(why, ERR_BAD_ADAPTER, pair->b->name,
+                             MODEL_ADAPTER_FILE ": tensor %s: its lora_B.bias is missing, which "
+                                                "lora_bias in " MODEL_PEFT_FILE " promises",
+                             pair->b->name);
+    }
+    if (pair->bias != NULL && !peft->lora_bias) {
+        return bad(why, ERR_BAD_ADAPTER, pair->bias->name,
+                   "lora_bias is not set in " MODEL_PEFT_FILE ", so PEFT would not use it");
+    }
+    if (pair->bias != NULL && pair->bias->shape[0] != out) {
+        char room[MODEL_ST_SHAPE_TEXT_BYTES];
+        return err_set_field(why, ERR_BAD_ADAPTER, pair->bias->name,
+                             MODEL_ADAPTER_FILE ": tensor %s is %s, the model needs [%u]; the "
+                                                "adapter is of another model, or damaged",
+                             pair->bias->name, model_tensor_shape(pair->bias, room), out);
+    }
+    return ERR_OK;
+}
+
 static enum err check_pair(const struct model_lora_pair *pair, const struct kern_shape *shape,
                            const struct model_peft *peft, enum kern_module m, const char *path,
                            struct err_text *why) {
     if (pair->a == NULL || pair->b == NULL) {
         bool has_a = pair->a != NULL;
-        const char *name = has_a ? pair->a->name : pair->b->name;
+        const char *name = has_a             ? pair->a->name
+                           : pair->b != NULL ? pair->b->name
+                                             : pair->bias->name;
+        if (!has_a && pair->b == NULL) {
+            return bad(why, ERR_BAD_ADAPTER, name,
+                       "lora_A and lora_B, which it adds to, are missing");
+        }
         return err_set_field(why, ERR_BAD_ADAPTER, name,
                              MODEL_ADAPTER_FILE ": tensor %s: its other half, lora_%c, is missing",
                              name, has_a ? 'B' : 'A');
@@ -155,12 +193,12 @@ static enum err check_pair(const struct model_lora_pair *pair, const struct kern
                                                 " says %u",
                              a->name, (unsigned long long)rank, wanted);
     }
-    return ERR_OK;
+    return check_bias(pair, kern_module_out(shape, m), peft, why);
 }
 
-/* Gives each matrix of a layer its place; returns the layer's length in elements. */
-static uint64_t lay_out(struct kern_lora *lora, const struct kern_shape *shape,
-                        uint64_t page_elems) {
+/* Gives each matrix and bias of a layer its place; returns the layer's length in elements. */
+static uint64_t lay_out(struct kern_lora *lora, const struct model_lora_pair *pairs,
+                        const struct kern_shape *shape, uint64_t page_elems) {
     uint64_t end = 0;
     for (enum kern_module m = 0; m < KERN_MODULES; m++) {
         if (lora[m].rank == 0) {
@@ -169,6 +207,10 @@ static uint64_t lay_out(struct kern_lora *lora, const struct kern_shape *shape,
         lora[m].a = end;
         lora[m].b = kern_matrix_end(page_elems, lora[m].a, lora[m].rank, kern_module_in(shape, m));
         end = kern_matrix_end(page_elems, lora[m].b, lora[m].rank, kern_module_out(shape, m));
+        if (pairs[m].bias != NULL) {
+            lora[m].bias = end;
+            end = kern_bias_end(end, kern_module_out(shape, m));
+        }
     }
     return end;
 }
@@ -177,9 +219,10 @@ static enum err plan_layer(struct model_adapter_plan *p, uint32_t layer,
                            const struct kern_shape *shape, const struct model_peft *peft,
                            uint64_t page_elems, struct err_text *why) {
     struct kern_lora *lora = &p->lora[(size_t)layer * KERN_MODULES];
+    const struct model_lora_pair *pairs = &p->pairs[(size_t)layer * KERN_MODULES];
     for (enum kern_module m = 0; m < KERN_MODULES; m++) {
-        const struct model_lora_pair *pair = &p->pairs[(size_t)layer * KERN_MODULES + m];
-        if (pair->a == NULL && pair->b == NULL) {
+        const struct model_lora_pair *pair = &pairs[m];
+        if (pair->a == NULL && pair->b == NULL && pair->bias == NULL) {
             continue;
         }
         char path[96];
@@ -194,7 +237,7 @@ static enum err plan_layer(struct model_adapter_plan *p, uint32_t layer,
         p->rank_max = rank > p->rank_max ? rank : p->rank_max;
         p->modules++;
     }
-    uint64_t pages = (lay_out(lora, shape, page_elems) + page_elems - 1) / page_elems;
+    uint64_t pages = (lay_out(lora, pairs, shape, page_elems) + page_elems - 1) / page_elems;
     CHECK(pages <= UINT32_MAX);
     p->page_count = pages > p->page_count ? (uint32_t)pages : p->page_count;
     return ERR_OK;

@@ -10,8 +10,9 @@
 #define MODEL_ADAPTER_FILE "adapter_model.safetensors"
 
 struct model_lora_pair {
-    const struct model_tensor *a; /* [rank, in], or NULL: the module is left alone */
-    const struct model_tensor *b; /* [out, rank] */
+    const struct model_tensor *a;    /* [rank, in], or NULL: the module is left alone */
+    const struct model_tensor *b;    /* [out, rank] */
+    const struct model_tensor *bias; /* [out], or NULL */
 };
 
 struct model_adapter_plan {

@@ -13,7 +13,7 @@
 
 /* Read below, or without effect on a trained adapter. Everything else, known to us or of a later
  * release of PEFT, must be unset (null, false, 0, empty): it is refused by name otherwise. That
- * covers use_dora, lora_bias, modules_to_save, trainable_token_indices, target_parameters,
+ * covers use_dora, modules_to_save, trainable_token_indices, target_parameters,
  * layer_replication, alora_invocation_tokens, use_qalora, use_bdlora, kasa_config,
  * monteclora_config, arrow_config, ensure_weight_tying and fan_in_fan_out. */
 static const char *const known[] = {
@@ -22,6 +22,7 @@ static const char *const known[] = {
     "r",
     "lora_alpha",
     "use_rslora",
+    "lora_bias",
     "rank_pattern",
     "alpha_pattern",
     "bias",
@@ -325,6 +326,7 @@ static enum err read_fields(const struct model_json *j, json_t *root, struct mod
         (e = model_json_u32(j, "r", 1, INT32_MAX, &p->rank)) != ERR_OK ||
         (e = model_json_number(j, "lora_alpha", -1e9, 1e9, &p->alpha)) != ERR_OK ||
         (e = model_json_bool(j, "use_rslora", &p->rslora)) != ERR_OK ||
+        (e = model_json_bool(j, "lora_bias", &p->lora_bias)) != ERR_OK ||
         (e = model_json_string(j, "base_model_name_or_path", &base)) != ERR_OK) {
         return e;
     }

@@ -36,6 +36,7 @@ struct model_peft {
     uint32_t rank;
     double alpha;
     bool rslora;
+    bool lora_bias; /* each lora_B has a bias */
     struct model_patterns ranks, alphas;
 };
 

@@ -1,4 +1,4 @@
-/* lora.c - y += scale · (x Aᵀ) Bᵀ for segments of rows, each with its own adapter.
+/* lora.c - y += scale · ((x Aᵀ) Bᵀ + bias) for segments of rows, each with its own adapter.
  *
  * x [rows][in], v [rows][rank], y [rows][out] in f32; A and B are read tile by tile where they lie,
  * in pages of the pool. The unit of work is a piece: up to 16 rows of a segment in one projection.
@@ -91,6 +91,21 @@ void cpu_lora_shrink(struct kern_device *d, uint32_t layer, const struct cpu_lor
     }
 }
 
+/* After all ranks. A run of 64 never crosses a page either. */
+static void bias_add(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
+                     const struct cpu_projection *p) {
+    const struct kern_lora *lora = piece->lora;
+    for (uint32_t column = 0; column < p->w->out; column += KERN_TILE_COLUMNS) {
+        const float *bias = tile_at(d, layer, piece->adapter, lora->bias + column);
+        for (uint32_t row = 0; row < piece->token_count; row++) {
+            float *y = p->y + (uint64_t)(piece->token_begin + row) * p->y_row + column;
+            for (uint32_t i = 0; i < KERN_TILE_COLUMNS; i++) {
+                y[i] += lora->scale * bias[i];
+            }
+        }
+    }
+}
+
 void cpu_lora_expand(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
                      const struct cpu_projection *p) {
     const struct kern_lora *lora = piece->lora;
@@ -106,5 +121,8 @@ void cpu_lora_expand(struct kern_device *d, uint32_t layer, const struct cpu_lor
                 d->vector->expand(tile, ranks, piece_v(d, piece, row) + begin, y);
             }
         }
+    }
+    if (lora->bias != 0) {
+        bias_add(d, layer, piece, p);
     }
 }

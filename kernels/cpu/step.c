@@ -40,8 +40,12 @@ static void lora_check(const struct kern_device *d, const struct kern_lora *lora
     CHECK(lora->a <= elems && lora->b <= elems);
     CHECK(kern_matrix_end(d->page_elems, lora->a, lora->rank, kern_module_in(&d->shape, module)) <=
           elems);
-    CHECK(kern_matrix_end(d->page_elems, lora->b, lora->rank, kern_module_out(&d->shape, module)) <=
-          elems);
+    uint32_t out = kern_module_out(&d->shape, module);
+    CHECK(kern_matrix_end(d->page_elems, lora->b, lora->rank, out) <= elems);
+    if (lora->bias != 0) {
+        CHECK(lora->bias % KERN_TILE_COLUMNS == 0 && lora->bias <= elems);
+        CHECK(kern_bias_end(lora->bias, out) <= elems);
+    }
 }
 
 static void adapter_set(struct kern_device *d, const struct kern_adapter_set *set) {

@@ -123,6 +123,21 @@ def damaged():
         "lora_A.default.weight", "twice"]  # fmt: skip
 
 
+def lora_biases():
+    """lora_bias and the tensors disagree: bad_adapter."""
+    bias, on = f"{Q}.lora_B.bias", {"lora_bias": True}
+    good = tensor(bias, [Q_OUT])
+    yield "lora-bias-unset", {}, [*pair(), good], [bias, "lora_bias is not set"]
+    yield "lora-bias-missing", on, pair(), [B, "lora_B.bias is missing"]
+    yield "lora-bias-alone", on, [good], [bias, "lora_A and lora_B"]
+    yield "lora-bias-short", on, [*pair(), tensor(bias, [HIDDEN])], [bias, "[96]", "[256]"]
+    yield "lora-bias-matrix", on, [*pair(), tensor(bias, [1, Q_OUT])], [bias, "vector"]
+    nan = struct.pack("<f", float("nan"))
+    yield "lora-bias-nan", on, [*pair(), tensor(bias, [Q_OUT], value=nan)], [bias, "NaN"]
+    yield "lora-bias-twice", on, [*pair(), good, tensor(bias.replace("bias", "default.bias"), [
+        Q_OUT])], ["default.bias", "twice"]  # fmt: skip
+
+
 def gap():
     header, data = header_and_data(pair())
     header[B]["data_offsets"] = [offset + 4 for offset in header[B]["data_offsets"]]
@@ -133,7 +148,6 @@ def unsupported_tensors():
     embed, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
     extra = {
         "dora-tensor": (f"{Q}.lora_magnitude_vector", [Q_OUT]),
-        "lora-bias-tensor": (f"{Q}.lora_B.bias", [Q_OUT]),
         "embedding-lora": (f"{embed}.lora_embedding_A", [2, 320]),
         "embedding-copy": (f"{embed}.base_layer.weight", [320, HIDDEN]),
         "head-lora": (f"{head}.lora_A.weight", [2, HIDDEN]),
@@ -148,6 +162,7 @@ def unsupported_tensors():
     }
     for name, (extra_name, shape) in extra.items():
         yield name, weights([*pair(), tensor(extra_name, shape)]), [extra_name]
+    yield "bias-of-a", weights([*pair(), tensor(f"{Q}.lora_A.bias", [2])]), ["lora_A.bias"]
     yield "dtype-int8", weights([tensor(A, [2, HIDDEN], "I8", b"\1"), pair()[1]]), [A, "I8"]
     yield "dtype-f64", weights([tensor(A, [2, HIDDEN], "F64", ONE * 2), pair()[1]]), [A, "F64"]
 
@@ -170,7 +185,6 @@ def configs():
     yield "init-pissa", no, {"init_lora_weights": "pissa_niter_4"}, ["init_lora_weights"]
     for field, value in {
         "use_dora": True,
-        "lora_bias": True,
         "modules_to_save": ["lm_head"],
         "trainable_token_indices": [1, 2],
         "target_parameters": ["mlp.experts"],
@@ -210,6 +224,8 @@ def make(tiny):
         add_weights(name, "bad_adapter", content, words)
     for name, content, words in unsupported_tensors():
         add_weights(name, "unsupported_adapter", content, words)
+    for name, fields, tensors, words in lora_biases():
+        add_weights(name, "bad_adapter", weights(tensors), words, CONFIG | fields)
     for name, error, fields, words in configs():
         add_weights(name, error, GOOD, words, CONFIG | fields)
     big = weights([

@@ -246,6 +246,7 @@ ADAPTERS = {
         ),
         "one-layer": lora(BF16, ALL, r=12, lora_alpha=24, layers_to_transform=[1]),
         "default-names": lora(F32, ["k_proj", "gate_proj"], r=2, lora_alpha=4),
+        "lora-bias": lora(BF16, ALL, r=5, lora_alpha=15, lora_bias=True),
     },
     "tiny-qwen2": {
         "r1-k": lora(F32, ["k_proj"], r=1, lora_alpha=3),
@@ -259,6 +260,9 @@ ADAPTERS = {
     "tiny-mha": {
         "r4": lora(BF16, ALL, r=4, lora_alpha=8),
         "r72-q": lora(F16, ["q_proj"], r=72, lora_alpha=72),
+        "lora-bias-default": lora(
+            F32, ["v_proj", "down_proj"], r=8, lora_alpha=4, lora_bias=True, use_rslora=True
+        ),
     },
 }  # fmt: skip
 
@@ -278,6 +282,10 @@ def make_adapter(base_folder, folder, dtype, config, seed):
         for p in (a, b):
             p.copy_(size * torch.randn(p.shape, generator=rng))
             p.data = p.data.to(dtype)
+        bias = module.lora_B["default"].bias
+        if bias is not None:
+            bias.copy_(0.5 / module.scaling["default"] * torch.randn(bias.shape, generator=rng))
+            bias.data = bias.data.to(dtype)
     model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
@@ -290,7 +298,8 @@ def make_adapter(base_folder, folder, dtype, config, seed):
 def leave_adapter_name_in(folder):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
-    renamed = {k.replace(".weight", ".default.weight"): v for k, v in tensors.items()}
+    renamed = {k.replace(".weight", ".default.weight").replace(
+        ".bias", ".default.bias"): v for k, v in tensors.items()}  # fmt: skip
     save_file(renamed, path, metadata={"format": "pt"})
 
 
@@ -331,7 +340,7 @@ def make_tiny(name, make_model, seed):
         model.eval()
         cases.append(golden_case(model, adapter, (3 + i, 33 - i), seed + 100 + i))
         check_adapter_matters(base, model, cases[-1])
-        if adapter == "default-names":
+        if "default" in adapter:
             leave_adapter_name_in(place)
         print(f"{name}/{adapter}: margin {min(p['margin'] for p in cases[-1]['prompts'])}")
     write_golden(out / "golden.json", cases)

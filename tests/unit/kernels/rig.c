@@ -128,6 +128,7 @@ static void adapter_free(struct rig *r, uint32_t adapter) {
     for (uint32_t i = 0; t->lora != NULL && i < r->shape.layers * KERN_MODULES; i++) {
         free(t->lora[i].a);
         free(t->lora[i].b);
+        free(t->lora[i].bias);
     }
     free(t->lora);
     free(r->loras[adapter]);
@@ -199,6 +200,11 @@ static uint64_t adapter_make(struct rig *r, uint32_t adapter, const uint32_t ran
             k->a = cursor;
             k->b = kern_matrix_end(page_elems, k->a, k->rank, in);
             cursor = kern_matrix_end(page_elems, k->b, k->rank, out);
+            if (adapter % 2 == 1) {
+                t->bias = random_floats(r, out, 0, 1);
+                k->bias = cursor;
+                cursor = kern_bias_end(cursor, out);
+            }
         }
         largest = cursor > largest ? cursor : largest;
     }
@@ -224,6 +230,9 @@ void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODU
             uint32_t out = kern_module_out(s, i % KERN_MODULES);
             kern_matrix_store_a(plane, elems, &r->loras[adapter][i], t->a, t->rank, in);
             kern_matrix_store_b(plane, elems, &r->loras[adapter][i], t->b, t->rank, out);
+            if (t->bias != NULL) {
+                kern_bias_store(plane, &r->loras[adapter][i], t->bias, out);
+            }
         }
     }
     for (uint32_t i = 0; i < count; i++) {

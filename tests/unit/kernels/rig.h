@@ -52,7 +52,8 @@ void rig_open(struct rig *r, const struct kern_shape *shape, uint32_t page_token
               bool tied);
 void rig_close(struct rig *r);
 
-/* Makes an adapter with these ranks (as trained) in the layers of `layer_mask`, and loads it. */
+/* Makes an adapter with these ranks (as trained) in the layers of `layer_mask`, and loads it. The
+ * odd ones have lora biases. */
 void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
                  uint32_t layer_mask);
 

@@ -28,7 +28,7 @@ struct place {
     const struct twin_lora *lora; /* [KERN_MODULES] of this layer; NULL: base */
 };
 
-/* W x + scale · B (A x) */
+/* W x + scale · (B (A x) + bias) */
 static double *project(const struct place *p, enum kern_module module, const double *x) {
     uint32_t in = kern_module_in(p->shape, module), out = kern_module_out(p->shape, module);
     double *y = row(out);
@@ -39,6 +39,7 @@ static double *project(const struct place *p, enum kern_module module, const dou
         multiply(lora->a, lora->rank, in, x, v);
         multiply(lora->b, out, lora->rank, v, delta);
         for (uint32_t o = 0; o < out; o++) {
+            delta[o] += lora->bias == NULL ? 0 : (double)lora->bias[o];
             y[o] += (double)lora->scale * delta[o];
         }
         free(v);

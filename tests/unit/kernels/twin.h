@@ -26,6 +26,7 @@ struct twin_lora {
     uint32_t rank; /* as trained, not padded; 0 = none */
     float scale;
     float *a, *b; /* [rank][in], [out][rank] */
+    float *bias;  /* [out], or NULL */
 };
 
 struct twin_adapter {

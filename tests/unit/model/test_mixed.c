@@ -40,6 +40,8 @@ static const struct plan_row LLAMA_ROWS[] = {
     {"alpha-pattern", 5, 0, 0},
     {"one-layer", 11, 0, 2},
     {"default-names", 3, 0, 0},
+    {"lora-bias", 14, 6, 0},
+    {"lora-bias", 1, 0, 3},
 };
 
 static const struct plan_row QWEN2_ROWS[] = {

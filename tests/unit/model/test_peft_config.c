@@ -144,6 +144,7 @@ static void test_refuses_wrong_types(void **state) {
     refuses("\"r\": -8", ERR_BAD_ADAPTER, "r");
     refuses("\"lora_alpha\": \"16\"", ERR_BAD_ADAPTER, "lora_alpha");
     refuses("\"use_rslora\": 1", ERR_BAD_ADAPTER, "use_rslora");
+    refuses("\"lora_bias\": \"yes\"", ERR_BAD_ADAPTER, "lora_bias");
     refuses("\"rank_pattern\": [4]", ERR_BAD_ADAPTER, "rank_pattern");
     refuses("\"rank_pattern\": {\"q\": 4.5}", ERR_BAD_ADAPTER, "rank_pattern");
     refuses("\"alpha_pattern\": {\"q\": \"4\"}", ERR_BAD_ADAPTER, "alpha_pattern");
