@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """Makes the goldens: what transformers and peft say in float32, for the C code to be held to.
 
-    generate.py tiny                               tests/golden/tiny-*/
+    generate.py tiny                               tests/golden/tiny-{llama,qwen2,mha}/
+    generate.py families [NAME...]                 the tests/golden/tiny-*/ of families.py
     generate.py smollm2 [--model DIR] [--adapters DIR]   tests/golden/smollm2/
 
-`tiny` makes three random models, adapters of every supported kind with their logits and greedy
+`families` makes a small random model for each family of families.py, with a few adapters each. Both
+hold what they make to reference.py. `tiny` makes three random models, adapters of every supported kind with their logits and greedy
 tokens, and a set of bad adapters, each with the error that it must give (bad_adapters.py).
 `smollm2` needs the converted model (tools/setup model) and the trained adapters of demo/adapters.
 
@@ -28,6 +30,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
@@ -38,6 +41,8 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 import bad_adapters
+import families
+import reference
 
 disable_progress_bar()
 HERE = Path(__file__).resolve().parent
@@ -291,7 +296,8 @@ def make_adapter(base_folder, folder, dtype, config, seed):
     path = folder / "adapter_config.json"
     saved = json.loads(path.read_text())
     saved["base_model_name_or_path"] = base_folder.parent.name
-    saved["target_modules"] = sorted(saved["target_modules"])
+    if isinstance(saved["target_modules"], list):
+        saved["target_modules"] = sorted(saved["target_modules"])
     write_json(path, saved)
 
 
@@ -348,6 +354,71 @@ def make_tiny(name, make_model, seed):
         file.chmod(0o644)
 
 
+@torch.no_grad()
+def check_config_matters(folder, family, case):
+    """Without what the family's config.json has of its own, the logits are others."""
+    prompt = max(case["prompts"], key=lambda p: len(p["tokens"]))
+    tokens = torch.tensor([prompt["tokens"] + prompt["greedy"]])
+    logits = []
+    for changes in ({}, family.differs):
+        config = AutoConfig.from_pretrained(folder)
+        for key, value in changes.items():
+            setattr(config, key, value)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="eager"
+        )
+        logits.append(model.eval()(tokens).logits[0, -1])
+    change = ((logits[0] - logits[1]).abs().max() / logits[0].abs().max()).item()
+    assert change > 0.05, f"{folder.parent.name}: {list(family.differs)} change {change} only"
+
+
+def make_family(name, family, seed):
+    out = HERE / name
+    shutil.rmtree(out, ignore_errors=True)
+    folder = out / "model"
+    folder.mkdir(parents=True)
+    model = AutoModelForCausalLM.from_config(family.config)
+    randomise(model, seed)
+    stored = model.to(family.dtype)
+    stored.generation_config = stored.generation_config.from_dict(family.generation)
+    stored.save_pretrained(folder)
+    families.rewrite_config(folder / "config.json", family.old)
+    weights = folder / "model.safetensors"
+    save_file(load_file(weights) | family.extra, weights, metadata={"format": "pt"})
+
+    def fresh():
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+
+    base = fresh()
+    cases = [golden_case(base, None, family.lengths, seed)]
+    if family.differs:
+        check_config_matters(folder, family, cases[0])
+    for i, (adapter, (dtype, config)) in enumerate(family.adapters.items()):
+        place = out / "adapters" / adapter
+        make_adapter(folder, place, dtype, config, seed + i)
+        model = PeftModel.from_pretrained(fresh(), place).eval()
+        cases.append(golden_case(model, adapter, (2 + i, family.lengths[-1] - i), seed + 100 + i))
+        check_adapter_matters(base, model, cases[-1])
+        if adapter == "partial":
+            leave_adapter_name_in(place)
+        if adapter == "all-linear":  # PEFT expands the word before it saves
+            path = place / "adapter_config.json"
+            write_json(path, json.loads(path.read_text()) | {"target_modules": adapter})
+    write_golden(out / "golden.json", cases)
+    for file in out.rglob("*.safetensors"):
+        file.chmod(0o644)
+    reference.check(out)
+
+
+def make_families(names):
+    torch.set_num_threads(1)  # the models are too small for more
+    for i, (name, family) in enumerate(families.FAMILIES.items()):
+        if not names or name in names:
+            make_family(name, family, 1000 * (i + 11))
+
+
 def write_golden(path, cases):
     """One prompt a line: diffs stay readable."""
     with path.open("w") as f:
@@ -366,6 +437,7 @@ def tiny():
         (("tiny-llama", tiny_llama), ("tiny-qwen2", tiny_qwen2), ("tiny-mha", tiny_mha))
     ):
         make_tiny(name, make_model, 1000 * (seed + 1))
+        reference.check(HERE / name)
     bad_adapters.make(HERE / "tiny-llama")
 
 
@@ -433,13 +505,16 @@ def smollm2(model_dir, adapters_dir):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=("tiny", "smollm2"))
+    parser.add_argument("what", choices=("tiny", "families", "smollm2"))
+    parser.add_argument("names", nargs="*", help="of families")
     cache = Path.home() / ".cache/lorry/models/SmolLM2-135M-Instruct"
     parser.add_argument("--model", type=Path, default=cache)
     parser.add_argument("--adapters", type=Path, default=HERE.parent.parent / "demo/adapters")
     args = parser.parse_args()
     if args.what == "tiny":
         tiny()
+    elif args.what == "families":
+        make_families(args.names)
     else:
         smollm2(args.model, args.adapters)
 

@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,7 +46,7 @@ static float compare(const float *ours, const float *theirs, uint32_t vocab) {
 static float run_prompt(struct rig *r, uint32_t adapter, const json_t *prompt) {
     uint32_t vocab = model_facts(r->model)->shape.vocab;
     uint32_t greedy_count = 0;
-    struct rig_row row = {.adapter = adapter};
+    struct rig_row row = {.adapter = adapter, .chunk = 64};
     uint32_t *tokens = rig_tokens(prompt, "tokens", &row.prompt_count);
     uint32_t *greedy = rig_tokens(prompt, "greedy", &greedy_count);
     assert_int_equal(greedy_count, 64);
@@ -65,19 +66,35 @@ static float run_prompt(struct rig *r, uint32_t adapter, const json_t *prompt) {
     return worst;
 }
 
-static void run_model(const char *model_dir, const char *adapters, const char *golden_dir) {
+/* Which family each stands for: tests/golden/generate.py and families.py. */
+static const struct tiny {
+    const char *name;
+    size_t cases; /* at least: the base and its adapters */
+} tinies[] = {
+    {"tiny-llama", 3},  {"tiny-qwen2", 3},  {"tiny-mha", 3},     {"tiny-llama2", 3},
+    {"tiny-llama3", 3}, {"tiny-linear", 2}, {"tiny-llama32", 2}, {"tiny-mistral", 4},
+    {"tiny-nemo", 3},   {"tiny-qwen25", 5}, {"tiny-qwen3", 4},   {"tiny-qwen3-untied", 4},
+};
+
+static void run_model(const struct tiny *tiny) {
     struct rig r;
+    char folder[256];
+    char model_dir[272];
+    char adapters[272];
+    (void)snprintf(folder, sizeof folder, GOLDEN "%s", tiny->name);
+    (void)snprintf(model_dir, sizeof model_dir, "%s/model", folder);
+    (void)snprintf(adapters, sizeof adapters, "%s/adapters", folder);
     const struct rig_limits limits = {.pages = 512,
                                       .rows = 1,
-                                      .row_tokens = 128,
+                                      .row_tokens = 256,
                                       .step_tokens = 64,
                                       .adapters = 1,
                                       .adapter_pages = 256,
                                       .store_bytes = 64 << 20};
     rig_open(&r, model_dir, adapters, &limits);
-    json_t *golden = json_read(golden_dir, "golden.json");
+    json_t *golden = json_read(folder, "golden.json");
     const json_t *cases = json_object_get(golden, "cases");
-    assert_true(json_array_size(cases) >= 3);
+    assert_true(json_array_size(cases) >= tiny->cases);
     size_t i = 0;
     const json_t *one = NULL;
     json_array_foreach(cases, i, one) {
@@ -100,26 +117,19 @@ static void run_model(const char *model_dir, const char *adapters, const char *g
     rig_close(&r);
 }
 
-static void test_llama(void **state) {
-    (void)state;
-    run_model(GOLDEN "tiny-llama/model", GOLDEN "tiny-llama/adapters", GOLDEN "tiny-llama");
-}
+enum { TINIES = sizeof tinies / sizeof tinies[0] };
 
-static void test_qwen2(void **state) {
-    (void)state;
-    run_model(GOLDEN "tiny-qwen2/model", GOLDEN "tiny-qwen2/adapters", GOLDEN "tiny-qwen2");
-}
-
-static void test_mha(void **state) {
-    (void)state;
-    run_model(GOLDEN "tiny-mha/model", GOLDEN "tiny-mha/adapters", GOLDEN "tiny-mha");
+static void test_tiny(void **state) {
+    run_model(*state);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),
-        cmocka_unit_test(test_qwen2),
-        cmocka_unit_test(test_mha),
-    };
+    struct CMUnitTest tests[TINIES];
+    struct tiny copies[TINIES];
+    memcpy(copies, tinies, sizeof copies); /* cmocka's state is not const */
+    for (size_t i = 0; i < TINIES; i++) {
+        tests[i] = (struct CMUnitTest){
+            .name = copies[i].name, .test_func = test_tiny, .initial_state = &copies[i]};
+    }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
