@@ -40,6 +40,7 @@ enum {
     KERN_TILE_ELEMENTS = 2048, /* of the largest tile; a page is never smaller */
     KERN_HEAD_DIM_MAX = 256,
     KERN_STOP_TOKENS_MAX = 32, /* per slot; the sampler marks a slot done at these */
+    KERN_LOGPROBS_MAX = 20,    /* alternatives beside a sampled token */
 };
 
 #define KERN_BASE UINT32_MAX       /* as an adapter: none */
@@ -151,6 +152,18 @@ struct kern_slot_set {
     uint64_t seed;
     uint32_t stop_count; /* tokens at which the sampler marks the slot done */
     uint32_t stop[KERN_STOP_TOKENS_MAX];
+    float min_p;                               /* 0 = off */
+    float repetition_penalty;                  /* 1 = off, and so is 0 */
+    float presence_penalty, frequency_penalty; /* 0 = off */
+    bool logprobs;         /* results tell the log-probability of the sampled token */
+    uint32_t top_logprobs; /* and of this many of the greatest; at most KERN_LOGPROBS_MAX */
+    /* Penalties need what the sequence holds. A slot counts the tokens that chunks bring; what its
+     * pages hold already (a shared prefix) comes here: `known_count` tokens from position 0 on,
+     * of `prompt` [prompt_tokens] first, then of `output`. Tokens at positions from prompt_tokens
+     * on are output, computed again or not. */
+    uint32_t prompt_tokens;
+    uint32_t known_count;
+    const uint32_t *prompt, *output;
 };
 
 /* Delta: page `page` becomes entry `index` of the slot's list. */
@@ -178,11 +191,20 @@ struct kern_step {
     const struct kern_adapter_set *adapter_sets;
 };
 
+struct kern_logprob {
+    uint32_t token;
+    float logprob; /* natural logarithm; −∞ where the logit is */
+};
+
 /* What a sampling chunk gave, in the order of the chunks with `sample`. */
 struct kern_sample {
     uint32_t slot;
     uint32_t token;
     bool done; /* one of the slot's stop tokens was sampled: true from that one on */
+    /* Where the slot asks for logprobs: see kern_logprobs_cpu(). */
+    uint32_t top_count;
+    float logprob; /* of `token` */
+    struct kern_logprob top[KERN_LOGPROBS_MAX];
 };
 
 /* ---- the device --------------------------------------------------------------------------- */
@@ -269,12 +291,31 @@ struct kern_ops {
 
 const struct kern_ops *kern_cpu(void);
 
-/* The token a sampler draws: the reference for every device. `logits` [vocab] is overwritten.
+/* The reference of a sampler, for every device; in this order: log-probabilities of the raw logits
+ * (as OpenAI and vLLM give them: before penalties and temperature), penalties, the draw. */
+
+/* The log-softmax of `logits` [vocab] at `out->token`, and of the `top_count` (at most the
+ * vocabulary) greatest, descending, lowest id first on ties. A NaN counts as −∞. Thread: any. */
+void kern_logprobs_cpu(const float *logits, uint32_t vocab, uint32_t top_count,
+                       struct kern_sample *out);
+
+/* seen [vocab]: how often the sequence's output holds a token; this bit: its prompt does. */
+#define KERN_SEEN_PROMPT (UINT32_C(1) << 31)
+bool kern_penalises(const struct kern_slot_set *params);
+/* vLLM's penalties: of a token in prompt or output, a positive logit is divided by
+ * repetition_penalty and another multiplied; then, of a token in the output, frequency_penalty ×
+ * its count and presence_penalty are taken away. Thread: any. */
+void kern_penalties_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
+                        const uint32_t *seen);
+
+/* The token that is drawn. `logits` [vocab] is overwritten.
  * temperature 0: the greatest, lowest id on ties. Else logits / temperature → the top_k greatest
  * (all that tie with the k-th stay) → the least set, from the most probable on, whose probability
- * reaches top_p (of equal ones the lowest ids) → the first id, ascending, up to which the kept
- * probability exceeds u · all kept. u is word 0 of kern_random(seed, position, 0) times 2⁻³², where
- * position is that of the token being drawn. A NaN counts as −∞; top_p below 0 keeps one token.
+ * reaches top_p (of equal ones the lowest ids) → those of at least min_p times the greatest
+ * probability (transformers' order; vLLM's first engine had it, its second cuts min_p before top_k)
+ * → the first id, ascending, up to which the kept probability exceeds u · all kept. u is word 0 of
+ * kern_random(seed, position, 0) times 2⁻³², where position is that of the token being drawn. A NaN
+ * counts as −∞; top_p below 0 keeps one token.
  * Thread: any. Cost: some passes over the row; no sort, no allocation. */
 uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
                          uint32_t position);

@@ -97,11 +97,13 @@ struct cpu_layer {
 struct cpu_slot {
     struct kern_slot_set params;
     uint32_t *pages; /* [slot_pages], CPU_NO_PAGE where none was set */
+    uint32_t *seen;  /* [vocab], see kern_penalties_cpu(); valid where the slot penalises */
     uint32_t last;   /* what it sampled last */
     uint64_t step;   /* the last step that named it */
     bool open;
     bool sampled; /* `last` is there */
     bool done;    /* it sampled one of its stop tokens */
+    bool penalises;
 };
 
 struct cpu_adapter {

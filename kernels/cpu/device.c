@@ -100,11 +100,14 @@ static void state_carve(struct kern_device *d, struct cpu_carver *c) {
     struct kern_lora *lora = cpu_carve(c, l->adapters * modules * sizeof lora[0]);
     uint32_t *adapter_pages =
         cpu_carve(c, (uint64_t)l->adapters * l->adapter_pages * sizeof(uint32_t));
+    /* Pages of the system that only slots with penalties ever touch. */
+    uint32_t *seen = cpu_carve(c, (uint64_t)l->slots * d->shape.vocab * sizeof(uint32_t));
     if (c->base == NULL) {
         return;
     }
     for (uint32_t i = 0; i < l->slots; i++) {
         d->slots[i].pages = slot_pages + (uint64_t)i * l->slot_pages;
+        d->slots[i].seen = seen + (uint64_t)i * d->shape.vocab;
     }
     for (uint32_t i = 0; i < l->adapters; i++) {
         d->adapters[i].lora = lora + i * modules;

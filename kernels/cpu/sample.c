@@ -70,6 +70,12 @@ static void top_p_keep(float *weights, uint32_t vocab, double target) {
     }
 }
 
+static void min_p_keep(float *weights, uint32_t vocab, float min_p) {
+    for (uint32_t i = 0; i < vocab; i++) {
+        weights[i] = weights[i] < min_p ? 0 : weights[i]; /* the greatest is 1 */
+    }
+}
+
 static double weights_sum(const float *weights, uint32_t vocab) {
     double sum = 0;
     for (uint32_t i = 0; i < vocab; i++) {
@@ -104,6 +110,9 @@ uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_s
     if (params->top_p < 1) {
         top_p_keep(weights, vocab, (double)params->top_p * weights_sum(weights, vocab));
     }
+    if (params->min_p > 0) {
+        min_p_keep(weights, vocab, params->min_p < 1 ? params->min_p : 1);
+    }
     uint32_t random[4];
     kern_random(params->seed, position, 0, random);
     double target = random[0] * 0x1p-32 * weights_sum(weights, vocab);
@@ -119,6 +128,82 @@ uint32_t kern_sample_cpu(float *logits, uint32_t vocab, const struct kern_slot_s
         }
     }
     return token;
+}
+
+/* ---- penalties ---------------------------------------------------------------------------- */
+
+bool kern_penalises(const struct kern_slot_set *params) {
+    return (params->repetition_penalty != 0 && params->repetition_penalty != 1) ||
+           params->presence_penalty != 0 || params->frequency_penalty != 0;
+}
+
+void kern_penalties_cpu(float *logits, uint32_t vocab, const struct kern_slot_set *params,
+                        const uint32_t *seen) {
+    float repetition = params->repetition_penalty != 0 ? params->repetition_penalty : 1;
+    for (uint32_t i = 0; i < vocab; i++) {
+        if (seen[i] == 0) {
+            continue;
+        }
+        logits[i] = logits[i] > 0 ? logits[i] / repetition : logits[i] * repetition;
+        uint32_t count = seen[i] & ~KERN_SEEN_PROMPT;
+        if (count > 0) {
+            logits[i] -= params->frequency_penalty * (float)count;
+            logits[i] -= params->presence_penalty;
+        }
+    }
+}
+
+/* ---- log-probabilities -------------------------------------------------------------------- */
+
+static float number(float logit) {
+    return isnan(logit) ? -INFINITY : logit;
+}
+
+/* The logarithm of the sum of e^logit, in f64. */
+static double log_sum(const float *logits, uint32_t vocab) {
+    double max = -INFINITY, sum = 0;
+    for (uint32_t i = 0; i < vocab; i++) {
+        max = (double)logits[i] > max ? (double)logits[i] : max; /* not for a NaN */
+    }
+    if (isinf(max)) {
+        return max;
+    }
+    for (uint32_t i = 0; i < vocab; i++) {
+        sum += isnan(logits[i]) ? 0 : exp((double)logits[i] - max);
+    }
+    return max + log(sum);
+}
+
+static float logprob_of(float logit, double log_all) {
+    if (isinf(log_all)) { /* one logit is +∞, or none is a number: no distribution */
+        return number(logit) == INFINITY ? 0 : -INFINITY;
+    }
+    return (float)((double)number(logit) - log_all);
+}
+
+void kern_logprobs_cpu(const float *logits, uint32_t vocab, uint32_t top_count,
+                       struct kern_sample *out) {
+    CHECK(out->token < vocab);
+    CHECK(top_count <= KERN_LOGPROBS_MAX);
+    double log_all = log_sum(logits, vocab);
+    uint32_t count = 0;
+    /* Insertion into a short sorted list: after some hundred ids nearly none gets in. */
+    for (uint32_t i = 0; i < vocab && top_count > 0; i++) {
+        float logit = number(logits[i]);
+        if (count == top_count && logit <= out->top[count - 1].logprob) {
+            continue;
+        }
+        uint32_t at = count < top_count ? count++ : count - 1;
+        for (; at > 0 && logit > out->top[at - 1].logprob; at--) {
+            out->top[at] = out->top[at - 1];
+        }
+        out->top[at] = (struct kern_logprob){.token = i, .logprob = logit};
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        out->top[i].logprob = logprob_of(out->top[i].logprob, log_all);
+    }
+    out->top_count = count;
+    out->logprob = logprob_of(logits[out->token], log_all);
 }
 
 /* ---- the block ---------------------------------------------------------------------------- */
@@ -138,11 +223,22 @@ static void sample_row(void *context, uint32_t row, uint32_t thread) {
     struct cpu_slot *slot = &d->slots[sample->slot];
     float *scratch = d->draws + (uint64_t)thread * d->vocab_row; /* logits() shows the row itself */
     memcpy(scratch, d->logits + (uint64_t)row * d->vocab_row, d->shape.vocab * sizeof(float));
+    if (slot->penalises) {
+        kern_penalties_cpu(scratch, d->shape.vocab, &slot->params, slot->seen);
+    }
     slot->last = kern_sample_cpu(scratch, d->shape.vocab, &slot->params, sample->position);
     slot->sampled = true;
     slot->done = slot->done || is_stop(&slot->params, slot->last);
-    d->results[(d->ended + 1) % CPU_UNREAD_MAX].samples[row] =
-        (struct kern_sample){.slot = sample->slot, .token = slot->last, .done = slot->done};
+    struct kern_sample *result = &d->results[(d->ended + 1) % CPU_UNREAD_MAX].samples[row];
+    result->slot = sample->slot;
+    result->token = slot->last;
+    result->done = slot->done;
+    result->top_count = 0;
+    result->logprob = 0;
+    if (slot->params.logprobs) {
+        kern_logprobs_cpu(d->logits + (uint64_t)row * d->vocab_row, d->shape.vocab,
+                          slot->params.top_logprobs, result);
+    }
 }
 
 void cpu_sample(struct kern_device *d) {

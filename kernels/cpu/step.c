@@ -6,17 +6,40 @@
 
 /* ---- deltas ------------------------------------------------------------------------------- */
 
+/* Counts the token at a position of the slot's sequence. */
+static void slot_see(const struct kern_device *d, struct cpu_slot *slot, uint32_t position,
+                     uint32_t token) {
+    CHECK(token < d->shape.vocab);
+    if (position < slot->params.prompt_tokens) {
+        slot->seen[token] |= KERN_SEEN_PROMPT;
+    } else {
+        slot->seen[token]++;
+    }
+}
+
 static void slot_open(struct kern_device *d, const struct kern_slot_set *set) {
     CHECK(set->slot < d->limits.slots);
     CHECK(set->stop_count <= KERN_STOP_TOKENS_MAX);
     CHECK(isfinite(set->temperature) && set->temperature >= 0);
-    CHECK(isfinite(set->top_p));
+    CHECK(isfinite(set->top_p) && isfinite(set->min_p));
+    CHECK(isfinite(set->repetition_penalty) && set->repetition_penalty >= 0);
+    CHECK(isfinite(set->presence_penalty) && isfinite(set->frequency_penalty));
+    CHECK(set->top_logprobs <= KERN_LOGPROBS_MAX);
     struct cpu_slot *slot = &d->slots[set->slot];
-    uint32_t *pages = slot->pages;
+    uint32_t *pages = slot->pages, *seen = slot->seen;
     for (uint32_t i = 0; i < d->limits.slot_pages; i++) {
         pages[i] = CPU_NO_PAGE;
     }
-    *slot = (struct cpu_slot){.params = *set, .pages = pages, .open = true};
+    *slot = (struct cpu_slot){.params = *set, .pages = pages, .seen = seen, .open = true};
+    slot->params.prompt = slot->params.output = NULL; /* the caller's, until step_begin returns */
+    slot->penalises = kern_penalises(set);
+    if (slot->penalises) {
+        memset(seen, 0, d->shape.vocab * sizeof seen[0]);
+        for (uint32_t i = 0; i < set->known_count; i++) {
+            bool prompt = i < set->prompt_tokens;
+            slot_see(d, slot, i, prompt ? set->prompt[i] : set->output[i - set->prompt_tokens]);
+        }
+    }
 }
 
 static void slot_page_set(struct kern_device *d, const struct kern_slot_page *set) {
@@ -93,6 +116,9 @@ static void chunk_take(struct kern_device *d, const struct kern_step *step,
             id = slot->last;
         }
         CHECK(id < d->shape.vocab);
+        if (slot->penalises) {
+            slot_see(d, slot, chunk->position + i, id);
+        }
         d->tokens[chunk->token_begin + i] =
             (struct cpu_token){.id = id, .slot = chunk->slot, .position = chunk->position + i};
     }

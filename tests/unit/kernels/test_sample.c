@@ -113,6 +113,31 @@ static void test_top_p_counts_what_top_k_left(void **state) {
     assert_int_equal(drawn(logits, 4, params), 0x3);
 }
 
+static void test_min_p(void **state) {
+    (void)state;
+    const float logits[] = {logf(0.125f), logf(0.5f), logf(0.125f), logf(0.25f)};
+    static const struct {
+        float p;
+        uint32_t seen;
+    } table[] = {{-1, 0xf},    {0, 0xf},     {0.24f, 0xf}, {0.26f, 0xa},
+                 {0.49f, 0xa}, {0.51f, 0x2}, {1, 0x2},     {7, 0x2}};
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        const struct kern_slot_set params = {
+            .temperature = 1, .top_p = 1, .min_p = table[i].p, .seed = 9};
+        assert_int_equal(drawn(logits, 4, params), table[i].seen);
+    }
+}
+
+/* min_p comes after top_p: 0.9 of the whole keeps three of the four, though it would keep two of
+ * the three that min_p leaves. */
+static void test_min_p_cuts_what_top_p_left(void **state) {
+    (void)state;
+    const float logits[] = {logf(0.5f), logf(0.3f), logf(0.12f), logf(0.08f)};
+    const struct kern_slot_set params = {
+        .temperature = 1, .top_p = 0.81f, .min_p = 0.2f, .seed = 3};
+    assert_int_equal(drawn(logits, 4, params), 0x7);
+}
+
 /* ---- against a sort ----------------------------------------------------------------------- */
 
 struct entry {
@@ -156,6 +181,9 @@ static uint32_t twin_draw(const float *logits, uint32_t vocab, const struct kern
     while (stay < count && (stay == 0 || kept < (double)params->top_p * total)) {
         kept += e[stay++].weight;
     }
+    while (stay > 1 && e[stay - 1].weight < (double)params->min_p) { /* the greatest is 1 */
+        kept -= e[--stay].weight;
+    }
     qsort(e, stay, sizeof e[0], by_id);
     uint32_t random[4];
     kern_random(params->seed, position, 0, random);
@@ -173,6 +201,7 @@ static uint32_t twin_draw(const float *logits, uint32_t vocab, const struct kern
 static void test_equals_a_sort(void **state) {
     (void)state;
     static const float temperatures[] = {0.1f, 0.7f, 1, 2}, top_ps[] = {0.1f, 0.5f, 0.9f, 1};
+    static const float min_ps[] = {0, 0, 0.05f, 0.4f};
     static const uint32_t top_ks[] = {0, 1, 5, 40, 1000};
     uint64_t seed = seed_take(7);
     print_message("seed %llu\n", (unsigned long long)seed);
@@ -187,6 +216,7 @@ static void test_equals_a_sort(void **state) {
         const struct kern_slot_set params = {.temperature = temperatures[seed_below(&seed, 4)],
                                              .top_p = top_ps[seed_below(&seed, 4)],
                                              .top_k = top_ks[seed_below(&seed, 5)],
+                                             .min_p = min_ps[seed_below(&seed, 4)],
                                              .seed = seed_next(&seed)};
         uint32_t position = seed_below(&seed, 1 << 20);
         assert_int_equal(draw(logits, vocab, params, position),
@@ -196,28 +226,108 @@ static void test_equals_a_sort(void **state) {
 
 /* ---- the distribution --------------------------------------------------------------------- */
 
+enum { FEW = 40, FEW_DRAWS = 40000 };
+
+/* The analytic distribution of the options, in the sampler's order but by other means. */
+static void distribution(const float *logits, const struct kern_slot_set *params, double p[FEW]) {
+    struct entry e[FEW];
+    for (uint32_t i = 0; i < FEW; i++) {
+        e[i] = (struct entry){.logit = logits[i], .id = i};
+    }
+    qsort(e, FEW, sizeof e[0], by_logit);
+    uint32_t stay = params->top_k != 0 ? params->top_k : FEW;
+    double total = 0, kept = 0, all = 0;
+    for (uint32_t i = 0; i < stay; i++) {
+        e[i].weight = exp(((double)e[i].logit - (double)e[0].logit) / (double)params->temperature);
+        total += e[i].weight;
+    }
+    memset(p, 0, FEW * sizeof p[0]);
+    for (uint32_t i = 0; i < stay && kept < (double)params->top_p * total; i++) {
+        kept += e[i].weight;
+        if (e[i].weight >= (double)params->min_p) {
+            all += p[e[i].id] = e[i].weight;
+        }
+    }
+    for (uint32_t i = 0; i < FEW; i++) {
+        p[i] /= all;
+    }
+}
+
+/* The value that chi-square exceeds with a probability of 0.1% (z = 3.09) or 99.9% (z = −3.09), by
+ * Wilson and Hilferty. */
+static double chi_bound(double freedom, double z) {
+    double a = 2 / (9 * freedom), root = 1 - a + z * sqrt(a);
+    return root > 0 ? freedom * root * root * root : 0;
+}
+
+/* Draws of one option at a time, then of all. */
 static void test_chi_square(void **state) {
     (void)state;
-    enum { VOCAB = 40, DRAWS = 40000 };
-    float logits[VOCAB];
-    double p[VOCAB], total = 0, chi = 0;
-    uint32_t counts[VOCAB] = {0};
-    for (uint32_t i = 0; i < VOCAB; i++) {
-        logits[i] = 2.0f * sinf((float)i);
-        p[i] = exp((double)logits[i] / 0.8);
-        total += p[i];
+    static const struct {
+        const char *name;
+        struct kern_slot_set params;
+    } options[] = {
+        {"temperature 1", {.temperature = 1, .top_p = 1}},
+        {"temperature 0.8", {.temperature = 0.8f, .top_p = 1}},
+        {"temperature 1.7", {.temperature = 1.7f, .top_p = 1}},
+        {"top_k", {.temperature = 1, .top_p = 1, .top_k = 7}},
+        {"top_p", {.temperature = 1, .top_p = 0.7f}},
+        {"min_p", {.temperature = 1, .top_p = 1, .min_p = 0.2f}},
+        {"repetition_penalty", {.temperature = 1, .top_p = 1, .repetition_penalty = 1.8f}},
+        {"presence_penalty", {.temperature = 1, .top_p = 1, .presence_penalty = 1.5f}},
+        {"frequency_penalty", {.temperature = 1, .top_p = 1, .frequency_penalty = -0.5f}},
+        {"all",
+         {.temperature = 1.3f,
+          .top_p = 0.95f,
+          .top_k = 25,
+          .min_p = 0.05f,
+          .repetition_penalty = 1.2f,
+          .presence_penalty = 0.4f,
+          .frequency_penalty = 0.2f}},
+    };
+    for (size_t o = 0; o < sizeof options / sizeof options[0]; o++) {
+        struct kern_slot_set params = options[o].params;
+        params.seed = 20240229 + o;
+        float logits[FEW];
+        double p[FEW], chi = 0, freedom = -1;
+        uint32_t counts[FEW] = {0};
+        for (uint32_t i = 0; i < FEW; i++) { /* every third is in the prompt, every fifth output */
+            logits[i] = 2.0f * sinf((float)i);
+            uint32_t output = i % 5 == 0 ? 1 + i / 10 : 0;
+            double x = (double)logits[i], repetition = (double)params.repetition_penalty;
+            if (repetition != 0 && (i % 3 == 0 || output > 0)) {
+                x = x > 0 ? x / repetition : x * repetition;
+            }
+            x -= (double)params.frequency_penalty * output;
+            logits[i] = (float)(output > 0 ? x - (double)params.presence_penalty : x);
+        }
+        distribution(logits, &params, p);
+        for (uint32_t i = 0; i < FEW; i++) {
+            logits[i] = 2.0f * sinf((float)i); /* the sampler's own penalties from here */
+        }
+        uint32_t seen[FEW];
+        for (uint32_t i = 0; i < FEW; i++) {
+            seen[i] = (i % 3 == 0 ? KERN_SEEN_PROMPT : 0) + (i % 5 == 0 ? 1 + i / 10 : 0);
+        }
+        kern_penalties_cpu(logits, FEW, &params, seen);
+        for (uint32_t position = 0; position < FEW_DRAWS; position++) {
+            counts[draw(logits, FEW, params, position)]++;
+        }
+        for (uint32_t i = 0; i < FEW; i++) {
+            if (p[i] == 0) {
+                assert_int_equal(counts[i], 0); /* what is cut never comes */
+                continue;
+            }
+            double expected = FEW_DRAWS * p[i];
+            chi += (counts[i] - expected) * (counts[i] - expected) / expected;
+            freedom++;
+        }
+        print_message("%s: chi-square %.1f with %.0f degrees of freedom\n", options[o].name, chi,
+                      freedom);
+        assert_true(freedom >= 2);
+        assert_true(chi < chi_bound(freedom, 3.09));
+        assert_true(chi > chi_bound(freedom, -3.09)); /* a stuck generator is far below */
     }
-    const struct kern_slot_set params = {.temperature = 0.8f, .top_p = 1, .seed = 20240229};
-    for (uint32_t position = 0; position < DRAWS; position++) {
-        counts[draw(logits, VOCAB, params, position)]++;
-    }
-    for (uint32_t i = 0; i < VOCAB; i++) {
-        double expected = DRAWS * p[i] / total;
-        chi += (counts[i] - expected) * (counts[i] - expected) / expected;
-    }
-    print_message("chi-square %.1f with 39 degrees of freedom\n", chi);
-    assert_true(chi < 72.1); /* 0.1% above; and a stuck generator is far below */
-    assert_true(chi > 14.5);
 }
 
 /* The same seed and position give the same draw; another of either gives others. */
@@ -244,6 +354,8 @@ int main(void) {
         cmocka_unit_test(test_top_k_with_both_signs),
         cmocka_unit_test(test_top_p),
         cmocka_unit_test(test_top_p_counts_what_top_k_left),
+        cmocka_unit_test(test_min_p),
+        cmocka_unit_test(test_min_p_cuts_what_top_p_left),
         cmocka_unit_test(test_equals_a_sort),
         cmocka_unit_test(test_chi_square),
         cmocka_unit_test(test_seed_and_position_decide),
