@@ -180,6 +180,12 @@ void wire_emit_int(struct wire_emit *w, int64_t value) {
     }
 }
 
+static void decimal_point(char *text) {
+    for (char *c = text; *c != '\0'; c++) { /* some locales write a comma */
+        *c = *c == ',' ? '.' : *c;
+    }
+}
+
 /* The shortest decimal of 15 to 17 digits that reads back as the same double. */
 static void real_text(char text[40], double value) {
     for (int digits = 15; digits <= 17; digits++) {
@@ -188,9 +194,7 @@ static void real_text(char text[40], double value) {
             break;
         }
     }
-    for (char *c = text; *c != '\0'; c++) { /* some locales write a comma */
-        *c = *c == ',' ? '.' : *c;
-    }
+    decimal_point(text);
 }
 
 void wire_emit_real(struct wire_emit *w, double value) {
@@ -203,6 +207,25 @@ void wire_emit_real(struct wire_emit *w, double value) {
     } else {
         msgpack_packer p = packer_of(w);
         (void)msgpack_pack_double(&p, value);
+    }
+}
+
+void wire_emit_float(struct wire_emit *w, float value) {
+    CHECK(isfinite(value));
+    item_begin(w);
+    if (w->encoding == WIRE_JSON) {
+        char text[40];
+        for (int digits = 6; digits <= 9; digits++) { /* 9 always do */
+            (void)snprintf(text, sizeof text, "%.*g", digits, (double)value);
+            if (strtof(text, NULL) == value) {
+                break;
+            }
+        }
+        decimal_point(text);
+        raw_text(w, text);
+    } else {
+        msgpack_packer p = packer_of(w);
+        (void)msgpack_pack_float(&p, value);
     }
 }
 

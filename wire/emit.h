@@ -9,7 +9,7 @@
 
 #include "wire/wire.h"
 
-enum { WIRE_EMIT_DEPTH_MAX = 8 };
+enum { WIRE_EMIT_DEPTH_MAX = 12 };
 
 struct wire_emit {
     struct wire_buffer *out;
@@ -37,6 +37,8 @@ void wire_emit_null(struct wire_emit *w);
 void wire_emit_bool(struct wire_emit *w, bool value);
 void wire_emit_int(struct wire_emit *w, int64_t value);
 void wire_emit_real(struct wire_emit *w, double value); /* finite */
+void wire_emit_float(struct wire_emit *w,
+                     float value); /* finite; read back as a float it is same */
 void wire_emit_str(struct wire_emit *w, struct wire_str text);
 
 struct wire_str wire_str_of(const char *text); /* NULL = absent */

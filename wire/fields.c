@@ -97,10 +97,6 @@ enum err wire_read_real(struct wire_reader *r, const struct wire_field *f, struc
     if (e != ERR_OK) {
         return e;
     }
-    if (((f->flags & WIRE_ONLY_ZERO) != 0 && value != 0) ||
-        ((f->flags & WIRE_ONLY_ONE) != 0 && value != 1)) {
-        return later_error(r, f);
-    }
     *to = (struct wire_real){value, true};
     return ERR_OK;
 }

@@ -5,7 +5,10 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "wire/logprobs.h"
 #include "wire/reader.h"
+
+enum { VALUES_BESIDES = 1024 }; /* of a final beside tokens and logprobs; generous */
 
 static const char *const status_names[] = {
     [WIRE_SUCCEEDED] = "succeeded", [WIRE_FAILED] = "failed",       [WIRE_REJECTED] = "rejected",
@@ -66,6 +69,7 @@ static void emit_outcome(struct wire_emit *w, const struct wire_final *f) {
     emit_error(w, f);
     wire_emit_str_field(w, "text", f->text);
     wire_emit_u32s_field(w, "tokens", f->tokens, f->token_count);
+    wire_emit_logprobs_field(w, &f->logprobs);
     wire_emit_usage_field(w, f);
     wire_emit_map_field(w, "timing_ms");
     emit_duration(w, "queued", f->timing.queued);
@@ -76,6 +80,9 @@ static void emit_outcome(struct wire_emit *w, const struct wire_final *f) {
 
 enum err wire_final_encode(const struct wire_final *f, enum wire_encoding encoding,
                            struct wire_buffer *out) {
+    if (wire_logprobs_values(&f->logprobs) + f->token_count > WIRE_VALUES_MAX - VALUES_BESIDES) {
+        return ERR_TOO_LARGE;
+    }
     struct wire_emit w;
     wire_emit_begin(&w, out, encoding);
     wire_emit_map(&w);
@@ -195,6 +202,7 @@ static const struct wire_field final_fields[] = {
     {"text", wire_read_str, AT(text), .max = INT64_MAX},
     {"tokens", wire_read_u32s, LIST_AT(tokens, token_count), .max = WIRE_VALUES_MAX,
      .flags = WIRE_EMPTY_OK},
+    {"logprobs", wire_read_logprobs, AT(logprobs)},
     {"usage", wire_read_map, .nested = &usage_table},
     {"timing_ms", wire_read_map, .nested = &timing_table},
     {"worker", wire_read_str, AT(worker), .max = INT64_MAX},

@@ -4,6 +4,7 @@
 #include "base/check.h"
 #include "wire/emit.h"
 #include "wire/final.h"
+#include "wire/logprobs.h"
 #include "wire/reader.h"
 
 static const char *const kind_names[] = {[WIRE_START] = "start",
@@ -26,6 +27,7 @@ enum err wire_frame_encode(const struct wire_frame *f, enum wire_encoding encodi
     wire_emit_str_field(&w, "kind", wire_str_of(kind_names[f->kind]));
     wire_emit_str_field(&w, "text", f->text.data != NULL ? f->text : wire_str_of(""));
     wire_emit_u32s_field(&w, "tokens", f->tokens, f->token_count);
+    wire_emit_logprobs_field(&w, &f->logprobs);
     wire_emit_end(&w);
     return wire_emit_finish(&w);
 }
@@ -55,6 +57,7 @@ static const struct wire_field frame_fields[] = {
     {"text", wire_read_str, AT(text), .max = INT64_MAX},
     {"tokens", wire_read_u32s, AT(tokens), .count_offset = offsetof(struct wire_frame, token_count),
      .max = WIRE_VALUES_MAX, .flags = WIRE_EMPTY_OK},
+    {"logprobs", wire_read_logprobs, AT(logprobs)},
 };
 static const struct wire_table frame_table = WIRE_TABLE(frame_fields);
 

@@ -27,24 +27,43 @@ enum err wire_read_tokens(struct wire_reader *r, const struct wire_field *f, str
     return wire_read_u32s(r, f, v);
 }
 
-/* Chat requests say true and `top_logprobs`, others how many; asked for either way, they come
- * later. 0 does ask: for the log-probability of the token itself. */
+/* How many alternatives; chat requests say true, and how many in `top_logprobs`. 0 asks, too: for
+ * the log-probability of the token itself. */
 static enum err read_logprobs(struct wire_reader *r, const struct wire_field *f,
                               struct wire_value v) {
-    struct wire_int ignored = {0};
+    struct wire_job *job = r->record;
     if (wire_value_type(v) == WIRE_TYPE_BOOL) {
-        return wire_read_neutral(r, f, v);
+        job->logprobs = (struct wire_int){0, wire_value_bool(v)};
+        return ERR_OK;
     }
     if (wire_value_type(v) != WIRE_TYPE_INT) {
         return wire_type_error(r, f->name, "an integer or a boolean", v);
     }
-    void *job = r->record;
-    r->record = &ignored;
-    enum err e = wire_read_int(r, f, v);
+    return wire_read_int(r, f, v);
+}
+
+/* Read behind `logprobs`. */
+static enum err read_top_logprobs(struct wire_reader *r, const struct wire_field *f,
+                                  struct wire_value v) {
+    struct wire_job *job = r->record;
+    struct wire_int asked = job->logprobs;
+    uint32_t count = 0;
+    const struct wire_field plain = {.name = f->name, .max = f->max};
+    r->record = &count;
+    enum err e = wire_read_u32(r, &plain, v);
     r->record = job;
-    return e != ERR_OK
-               ? e
-               : wire_field_error(r, ERR_UNSUPPORTED_FIELD, f->name, "is not supported yet");
+    if (e != ERR_OK || count == 0) {
+        return e;
+    }
+    if (!asked.given) {
+        return wire_field_error(r, ERR_BAD_FIELD, f->name, "needs logprobs to be true");
+    }
+    if (asked.value != 0 && asked.value != count) {
+        return wire_field_error(r, ERR_BAD_FIELD, f->name, "is %u, but logprobs says %lld", count,
+                                (long long)asked.value);
+    }
+    job->logprobs.value = count;
+    return ERR_OK;
 }
 
 /* OpenAI's name for what a job of ours calls `adapter`: harmless only where it names the base. */
@@ -86,21 +105,20 @@ static const struct wire_field request_fields[] = {
     {"temperature", wire_read_real, AT(temperature), .max = INT64_MAX},
     {"top_p", wire_read_real, AT(top_p), .max = 1, .flags = WIRE_ABOVE_MIN},
     {"top_k", wire_read_int, AT(top_k), .min = -1, .max = INT32_MAX},
-    {"min_p", wire_read_real, AT(min_p), .max = 1, .flags = WIRE_ONLY_ZERO},
+    {"min_p", wire_read_real, AT(min_p), .max = 1},
     {"repetition_penalty", wire_read_real, AT(repetition_penalty), .max = INT64_MAX,
-     .flags = WIRE_ABOVE_MIN | WIRE_ONLY_ONE},
-    {"presence_penalty", wire_read_real, AT(presence_penalty), .min = -2, .max = 2,
-     .flags = WIRE_ONLY_ZERO},
-    {"frequency_penalty", wire_read_real, AT(frequency_penalty), .min = -2, .max = 2,
-     .flags = WIRE_ONLY_ZERO},
+     .flags = WIRE_ABOVE_MIN},
+    {"presence_penalty", wire_read_real, AT(presence_penalty), .min = -2, .max = 2},
+    {"frequency_penalty", wire_read_real, AT(frequency_penalty), .min = -2, .max = 2},
     {"seed", wire_read_int, AT(seed), .min = INT64_MIN, .max = INT64_MAX},
     {"stop", wire_read_strs, LIST_AT(stop, stop_count), .max = WIRE_STOPS_MAX,
      .flags = WIRE_EMPTY_OK},
     {"stop_token_ids", wire_read_u32s, LIST_AT(stop_token_ids, stop_token_count),
      .max = WIRE_STOP_TOKENS_MAX, .flags = WIRE_EMPTY_OK},
     {"ignore_eos", wire_read_bool, AT(ignore_eos)},
-    {"logprobs", read_logprobs, .max = WIRE_LOGPROBS_MAX, .flags = WIRE_NEUTRAL_FALSE},
-    {"top_logprobs", wire_read_neutral, .flags = WIRE_NEUTRAL_ZERO},
+    {"logprobs", read_logprobs, .offset = offsetof(struct wire_job, logprobs),
+     .max = WIRE_LOGPROBS_MAX},
+    {"top_logprobs", read_top_logprobs, .max = WIRE_LOGPROBS_MAX},
 
     /* OpenAI's that we lack, or that say nothing about the answer */
     {"n", wire_read_neutral, .flags = WIRE_NEUTRAL_ONE},

@@ -6,6 +6,7 @@
 #include "wire/emit.h"
 #include "wire/final.h"
 #include "wire/job.h"
+#include "wire/logprobs.h"
 
 #define AT(member) .offset = offsetof(struct wire_job, member)
 #define LIST_AT(member, number) \
@@ -139,7 +140,7 @@ static void emit_completion(struct wire_emit *w, const struct wire_final *f) {
     wire_emit_str_field(w, "role", wire_str_of("assistant"));
     wire_emit_str_field(w, "content", f->text.data != NULL ? f->text : wire_str_of(""));
     wire_emit_end(w);
-    wire_emit_null_field(w, "logprobs");
+    wire_emit_openai_logprobs_field(w, &f->logprobs);
     wire_emit_str_field(w, "finish_reason", wire_str_of(wire_finish_name(f->finish)));
     wire_emit_end(w);
     wire_emit_end(w);

@@ -51,8 +51,6 @@ enum {
     WIRE_EMPTY_OK = 1 << 1,  /* an empty string or list is absent, not an error */
     WIRE_REQUIRED = 1 << 13, /* its absence is an error */
     /* The field's work comes later; until then only the value that changes nothing is accepted. */
-    WIRE_ONLY_ZERO = 1 << 2,
-    WIRE_ONLY_ONE = 1 << 3,
     WIRE_ONLY_ABSENT = 1 << 4,
     /* wire_read_neutral: the defaults of fields that we lack; null always is one. */
     WIRE_NEUTRAL_FALSE = 1 << 5,

@@ -74,9 +74,8 @@ struct wire_job {
     size_t message_count;
     struct wire_int max_tokens, seed, deadline_ms, ttl_ms, ttft_slo_ms;
     struct wire_int top_k;    /* -1 and 0: all */
-    struct wire_int logprobs; /* never given yet */
+    struct wire_int logprobs; /* alternatives; OpenAI's pair is true and top_logprobs */
     struct wire_real temperature, top_p, min_p;
-    /* As min_p and reply_topic: only what changes nothing is accepted yet. */
     struct wire_real repetition_penalty, presence_penalty, frequency_penalty;
     const struct wire_str *stop;
     size_t stop_count;
@@ -114,6 +113,22 @@ void wire_job_deinit(struct wire_job *job); /* a zeroed job is fine */
 bool wire_id_valid(struct wire_str id);         /* 1..128 of A-Za-z0-9._:@/- and no leading @ */
 bool wire_adapter_id_valid(struct wire_str id); /* 1..128 of A-Za-z0-9._:@-, no leading dot or @ */
 
+/* ---- log-probabilities -------------------------------------------------------------------- */
+
+struct wire_logprob {
+    uint32_t token;
+    float logprob; /* −9999 (OpenAI's) stands on the wire for less */
+};
+
+/* Of the tokens of a frame or final: `logprobs`, null where the job did not ask, else a list of
+ * {token, logprob, top: [[token, logprob], …]}, one a token, in both encodings. They are of the raw
+ * logits: before penalties, temperature and cuts, as OpenAI and vLLM give them. */
+struct wire_logprobs {
+    const struct wire_logprob *chosen; /* [count]; NULL = not asked for */
+    const struct wire_logprob *top;    /* [count][top_count], the most probable first */
+    size_t count, top_count;
+};
+
 /* ---- output ------------------------------------------------------------------------------- */
 
 /* A growing buffer of bytes; zero it first. Encoders append, or on error leave it as it was: set
@@ -136,6 +151,7 @@ struct wire_frame {
     struct wire_str text; /* what its tokens released */
     const uint32_t *tokens;
     size_t token_count;
+    struct wire_logprobs logprobs;
     void *memory; /* owned by a decoded one */
 };
 
@@ -154,6 +170,7 @@ struct wire_final {
     struct wire_str text;
     const uint32_t *tokens;
     size_t token_count;
+    struct wire_logprobs logprobs;
     uint32_t prompt_tokens, completion_tokens, cached_tokens;
     struct { /* milliseconds, on the wire to the microsecond; < 0 = did not happen */
         double queued, first_token, total;
@@ -167,6 +184,7 @@ struct wire_final {
     void *memory;
 };
 
+/* Errors  ERR_NO_MEMORY; a final's ERR_TOO_LARGE: its logprobs are more than a reader takes. */
 NODISCARD enum err wire_frame_encode(const struct wire_frame *f, enum wire_encoding encoding,
                                      struct wire_buffer *out);
 NODISCARD enum err wire_final_encode(const struct wire_final *f, enum wire_encoding encoding,
@@ -186,7 +204,8 @@ void wire_final_deinit(struct wire_final *f);
 bool wire_supersedes(uint32_t attempt_a, const char *run_a, uint32_t attempt_b, const char *run_b);
 
 /* One line of an OpenAI batch output file (succeeded) or error file (else), with its newline. Where
- * custom_id is absent the id stands for it. */
+ * custom_id is absent the id stands for it. Tokens of logprobs are "token_id:<id>": there is no
+ * tokenizer here. */
 NODISCARD enum err wire_final_openai(const struct wire_final *f, struct wire_buffer *out);
 
 /* The headers of a dead letter: `__dlq.errors.*` names and values, besides the unchanged bytes. */

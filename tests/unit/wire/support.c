@@ -135,6 +135,19 @@ static bool u32s_same(const uint32_t *a, size_t a_count, const uint32_t *b, size
     return same;
 }
 
+static bool logprobs_same(const struct wire_logprobs *a, const struct wire_logprobs *b) {
+    bool same = (a->chosen == NULL) == (b->chosen == NULL) && a->count == b->count;
+    same = same && (a->count == 0 || a->top_count == b->top_count);
+    for (size_t i = 0; i < a->count && same; i++) {
+        same = a->chosen[i].token == b->chosen[i].token &&
+               a->chosen[i].logprob == b->chosen[i].logprob;
+    }
+    for (size_t i = 0; i < a->count * a->top_count && same; i++) {
+        same = a->top[i].token == b->top[i].token && a->top[i].logprob == b->top[i].logprob;
+    }
+    return same;
+}
+
 static bool strs_same(const struct wire_str *a, size_t a_count, const struct wire_str *b,
                       size_t b_count) {
     bool same = a_count == b_count;
@@ -242,6 +255,7 @@ const char *support_frame_differs(const struct wire_frame *a, const struct wire_
          a->text.bytes == b->text.bytes &&
              (a->text.bytes == 0 || memcmp(a->text.data, b->text.data, a->text.bytes) == 0)},
         TOKENS,
+        {"logprobs", logprobs_same(&a->logprobs, &b->logprobs)},
     };
     return first_difference(all, sizeof all / sizeof all[0]);
 }
@@ -270,6 +284,7 @@ const char *support_final_differs(const struct wire_final *a, const struct wire_
         STR(error_field),
         STR(text),
         TOKENS,
+        {"logprobs", logprobs_same(&a->logprobs, &b->logprobs)},
         SAME(prompt_tokens),
         SAME(completion_tokens),
         SAME(cached_tokens),

@@ -9,6 +9,9 @@
     { text, sizeof(text) - 1 }
 
 static const uint32_t tokens[] = {5, 6, 2147483647};
+static const struct wire_logprob chosen[] = {{5, 0}, {6, -3.25F}, {2147483647, -1e-7F}};
+static const struct wire_logprob top[] = {{5, 0},      {1, -17.5F}, {2, -0.125F},
+                                          {6, -3.25F}, {3, -2},     {4, -3}};
 static const struct wire_pair metadata[] = {{STR("k"), STR("v")}, {STR("e"), {"", 0}}};
 static const struct wire_final full = {
     .id = STR("b/1"),
@@ -24,6 +27,7 @@ static const struct wire_final full = {
     .text = STR("caf\xC3\xA9"),
     .tokens = tokens,
     .token_count = 3,
+    .logprobs = {chosen, top, 3, 2},
     .prompt_tokens = 10,
     .completion_tokens = 3,
     .cached_tokens = 4,
@@ -48,32 +52,36 @@ static void encode_is(const struct wire_final *f, const char *wanted) {
 
 static void json_bytes(void **state) {
     (void)state;
-    encode_is(
-        &full,
-        "{\"v\":1,\"id\":\"b/1\",\"custom_id\":\"r-1\",\"batch_id\":\"b\",\"generation\":1,"
-        "\"adapter\":\"pirate\",\"revision\":\"0123abcd\",\"attempt\":2,\"run\":\"" RUN "\","
-        "\"status\":\"succeeded\",\"finish_reason\":\"stop\",\"error\":null,"
-        "\"text\":\"caf\xC3\xA9\",\"tokens\":[5,6,2147483647],\"usage\":{\"prompt_tokens\":10,"
-        "\"completion_tokens\":3,\"total_tokens\":13,\"prompt_tokens_details\":"
-        "{\"cached_tokens\":4}},\"timing_ms\":{\"queued\":1.5,\"first_token\":20.25,"
-        "\"total\":1000000},\"worker\":\"host-1\",\"source\":{\"topic\":\"lorry.jobs\","
-        "\"partition\":11,\"offset\":9223372036854775807},\"metadata\":{\"k\":\"v\","
-        "\"e\":\"\"}}");
+    encode_is(&full,
+              "{\"v\":1,\"id\":\"b/1\",\"custom_id\":\"r-1\",\"batch_id\":\"b\",\"generation\":1,"
+              "\"adapter\":\"pirate\",\"revision\":\"0123abcd\",\"attempt\":2,\"run\":\"" RUN "\","
+              "\"status\":\"succeeded\",\"finish_reason\":\"stop\",\"error\":null,"
+              "\"text\":\"caf\xC3\xA9\",\"tokens\":[5,6,2147483647],\"logprobs\":["
+              "{\"token\":5,\"logprob\":0,\"top\":[[5,0],[1,-17.5]]},"
+              "{\"token\":6,\"logprob\":-3.25,\"top\":[[2,-0.125],[6,-3.25]]},"
+              "{\"token\":2147483647,\"logprob\":-1e-07,\"top\":[[3,-2],[4,-3]]}],"
+              "\"usage\":{\"prompt_tokens\":10,"
+              "\"completion_tokens\":3,\"total_tokens\":13,\"prompt_tokens_details\":"
+              "{\"cached_tokens\":4}},\"timing_ms\":{\"queued\":1.5,\"first_token\":20.25,"
+              "\"total\":1000000},\"worker\":\"host-1\",\"source\":{\"topic\":\"lorry.jobs\","
+              "\"partition\":11,\"offset\":9223372036854775807},\"metadata\":{\"k\":\"v\","
+              "\"e\":\"\"}}");
     struct wire_final f = least;
     f.finish = WIRE_FINISH_STOP; /* null unless succeeded */
     f.error_code = "bad_field";
     f.error_message = (struct wire_str)STR("max_tokens must be at least 1");
     f.timing.queued = 0.00049;
-    encode_is(&f,
-              "{\"v\":1,\"id\":\"@lorry.jobs/0/7\",\"custom_id\":null,\"batch_id\":null,"
-              "\"generation\":0,\"adapter\":null,\"revision\":null,\"attempt\":0,\"run\":null,"
-              "\"status\":\"rejected\",\"finish_reason\":null,\"error\":{\"code\":\"bad_field\","
-              "\"message\":\"max_tokens must be at least 1\",\"field\":null},\"text\":null,"
-              "\"tokens\":[],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,"
-              "\"total_tokens\":0,\"prompt_tokens_details\":{\"cached_tokens\":0}},"
-              "\"timing_ms\":{\"queued\":0,\"first_token\":null,\"total\":null},"
-              "\"worker\":null,\"source\":{\"topic\":null,\"partition\":0,\"offset\":0},"
-              "\"metadata\":{}}");
+    encode_is(
+        &f,
+        "{\"v\":1,\"id\":\"@lorry.jobs/0/7\",\"custom_id\":null,\"batch_id\":null,"
+        "\"generation\":0,\"adapter\":null,\"revision\":null,\"attempt\":0,\"run\":null,"
+        "\"status\":\"rejected\",\"finish_reason\":null,\"error\":{\"code\":\"bad_field\","
+        "\"message\":\"max_tokens must be at least 1\",\"field\":null},\"text\":null,"
+        "\"tokens\":[],\"logprobs\":null,\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,"
+        "\"total_tokens\":0,\"prompt_tokens_details\":{\"cached_tokens\":0}},"
+        "\"timing_ms\":{\"queued\":0,\"first_token\":null,\"total\":null},"
+        "\"worker\":null,\"source\":{\"topic\":null,\"partition\":0,\"offset\":0},"
+        "\"metadata\":{}}");
 }
 
 static void round_trip(const struct wire_final *f) {
@@ -103,6 +111,26 @@ static void round_trips(void **state) {
         f.error_field = (struct wire_str)STR("max_tokens");
         round_trip(&f);
     }
+}
+
+/* What no reader would take is not written: publish leaves the logprobs out then. */
+static void too_many_logprobs(void **state) {
+    enum { COUNT = 20000 };
+    (void)state;
+    struct wire_logprob *many = calloc((size_t)COUNT * 20, sizeof *many);
+    assert_non_null(many);
+    struct wire_final f = full;
+    struct wire_buffer out = {0};
+    f.logprobs = (struct wire_logprobs){many, many, COUNT, 20};
+    assert_int_equal(wire_final_encode(&f, WIRE_MSGPACK, &out), ERR_TOO_LARGE);
+    f.logprobs.count = 15000;
+    assert_int_equal(wire_final_encode(&f, WIRE_MSGPACK, &out), ERR_OK);
+    struct wire_final back;
+    assert_int_equal(wire_final_decode(&back, out.data, out.bytes, NULL), ERR_OK);
+    assert_int_equal(back.logprobs.count, 15000);
+    wire_final_deinit(&back);
+    wire_buffer_deinit(&out);
+    free(many);
 }
 
 /* Our output must be UTF-8 whatever a message held. */
@@ -179,11 +207,9 @@ static void refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(json_bytes),
-        cmocka_unit_test(round_trips),
-        cmocka_unit_test(bad_utf8_is_replaced),
-        cmocka_unit_test(status_names),
-        cmocka_unit_test(refusals),
+        cmocka_unit_test(json_bytes),        cmocka_unit_test(round_trips),
+        cmocka_unit_test(too_many_logprobs), cmocka_unit_test(bad_utf8_is_replaced),
+        cmocka_unit_test(status_names),      cmocka_unit_test(refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

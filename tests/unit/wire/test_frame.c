@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +9,8 @@
 
 static void json_bytes(void **state) {
     const uint32_t tokens[] = {1, 70000};
+    const struct wire_logprob chosen[] = {{1, -0.1F}, {70000, -INFINITY}};
+    const struct wire_logprob top[] = {{1, -0.1F}, {0, 0}};
     const struct wire_frame f = {.id = {"a/1", 3},
                                  .attempt = 2,
                                  .run = RUN,
@@ -16,11 +19,14 @@ static void json_bytes(void **state) {
                                  .kind = WIRE_TOKENS_FRAME,
                                  .text = {"\xC3\xA4 \"\\\n\x01/", 8},
                                  .tokens = tokens,
-                                 .token_count = 2};
+                                 .token_count = 2,
+                                 .logprobs = {chosen, top, 2, 1}};
     struct wire_buffer out = {0};
     static const char wanted[] = "{\"v\":1,\"id\":\"a/1\",\"attempt\":2,\"run\":\"" RUN
                                  "\",\"seq\":3,\"pos\":4,\"kind\":\"tokens\",\"text\":\"\xC3\xA4 "
-                                 "\\\"\\\\\\n\\u0001/\",\"tokens\":[1,70000]}";
+                                 "\\\"\\\\\\n\\u0001/\",\"tokens\":[1,70000],"
+                                 "\"logprobs\":[{\"token\":1,\"logprob\":-0.1,\"top\":[[1,-0.1]]},"
+                                 "{\"token\":70000,\"logprob\":-9999,\"top\":[[0,0]]}]}";
     (void)state;
     assert_int_equal(wire_frame_encode(&f, WIRE_JSON, &out), ERR_OK);
     assert_int_equal(out.bytes, sizeof wanted - 1);
@@ -36,15 +42,18 @@ static void round_trips(void **state) {
     }
     for (int kind = WIRE_START; kind <= WIRE_END; kind++) {
         for (int encoding = WIRE_MSGPACK; encoding <= WIRE_JSON; encoding++) {
-            const struct wire_frame f = {.id = {"@jobs/11/9223372036854775807", 28},
-                                         .attempt = UINT32_MAX,
-                                         .run = RUN,
-                                         .seq = UINT32_MAX,
-                                         .pos = 17,
-                                         .kind = (enum wire_kind)kind,
-                                         .text = {"t\0x", kind == WIRE_START ? 0 : 3},
-                                         .tokens = tokens,
-                                         .token_count = kind == WIRE_START ? 0 : 300};
+            struct wire_frame f = {.id = {"@jobs/11/9223372036854775807", 28},
+                                   .attempt = UINT32_MAX,
+                                   .run = RUN,
+                                   .seq = UINT32_MAX,
+                                   .pos = 17,
+                                   .kind = (enum wire_kind)kind,
+                                   .text = {"t\0x", kind == WIRE_START ? 0 : 3},
+                                   .tokens = tokens,
+                                   .token_count = kind == WIRE_START ? 0 : 300};
+            static const struct wire_logprob one = {3, -1.23456789F};
+            f.logprobs = (struct wire_logprobs){.chosen = kind == WIRE_END ? NULL : &one,
+                                                .count = kind == WIRE_TOKENS_FRAME};
             struct wire_frame back;
             struct wire_buffer out = {0};
             struct err_text why = {0};
@@ -72,6 +81,22 @@ static void refusals(void **state) {
         {"{\"id\":\"a\",\"v\":2," REST, ERR_BAD_VERSION, "v"},
         {"{\"id\":\"a\",\"tokens\":[-1]," REST, ERR_BAD_FIELD, "tokens[0]"},
         {"{\"id\":\"a\",\"text\":1," REST, ERR_BAD_FIELD, "text"},
+        {"{\"id\":\"a\",\"logprobs\":1," REST, ERR_BAD_FIELD, "logprobs"},
+        {"{\"id\":\"a\",\"logprobs\":[]," REST, ERR_OK, ""},
+        {"{\"id\":\"a\",\"logprobs\":[1]," REST, ERR_BAD_FIELD, "logprobs[0]"},
+        {"{\"id\":\"a\",\"logprobs\":[{}]," REST, ERR_BAD_FIELD, "logprobs[0]"},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":1,\"logprob\":0,\"top\":[]}]," REST, ERR_OK, ""},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":-1,\"logprob\":0,\"top\":[]}]," REST,
+         ERR_BAD_FIELD, "logprobs[0]"},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":1,\"logprob\":\"\",\"top\":[]}]," REST,
+         ERR_BAD_FIELD, "logprobs[0]"},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":1,\"logprob\":0,\"top\":[]},"
+         "{\"token\":1,\"logprob\":0,\"top\":[[1,0]]}]," REST,
+         ERR_BAD_FIELD, "logprobs[1]"},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":1,\"logprob\":0,\"top\":[[1,0,1]]}]," REST,
+         ERR_BAD_FIELD, "logprobs[0]"},
+        {"{\"id\":\"a\",\"logprobs\":[{\"token\":1,\"logprob\":1e300,\"top\":[]}]," REST,
+         ERR_BAD_FIELD, "logprobs[0]"},
         {"{\"id\":\"a\"}", ERR_BAD_FIELD, "attempt"},
         {"{\"id\":\"a\",\"attempt\":1}", ERR_BAD_FIELD, "run"},
         {"{\"id\":\"a\",\"attempt\":1,\"run\":\"x\"}", ERR_BAD_FIELD, "run"},

@@ -297,19 +297,59 @@ static void bad_messages(void **state) {
 
 static void not_supported_yet(void **state) {
     static const struct support_refusal cases[] = {
-        {P "\"min_p\":0.1}", ERR_UNSUPPORTED_FIELD, "min_p", "min_p is not supported yet"},
-        {P "\"repetition_penalty\":1.1}", ERR_UNSUPPORTED_FIELD, "repetition_penalty", "yet"},
-        {P "\"presence_penalty\":0.5}", ERR_UNSUPPORTED_FIELD, "presence_penalty", "yet"},
-        {P "\"frequency_penalty\":-1}", ERR_UNSUPPORTED_FIELD, "frequency_penalty", "yet"},
-        {P "\"logprobs\":5}", ERR_UNSUPPORTED_FIELD, "logprobs", "yet"},
-        {P "\"logprobs\":0}", ERR_UNSUPPORTED_FIELD, "logprobs", "yet"}, /* the token's own */
-        {P "\"logprobs\":true}", ERR_UNSUPPORTED_FIELD, "logprobs", "is not supported"},
-        {P "\"top_logprobs\":2}", ERR_UNSUPPORTED_FIELD, "top_logprobs", "is not supported"},
         {P "\"reply_topic\":\"mine\"}", ERR_UNSUPPORTED_FIELD, "reply_topic", "yet"},
     };
     (void)state;
     REFUSE(cases, &base);
-    accept(P "\"logprobs\":false,\"top_logprobs\":0}", &strict, NULL);
+}
+
+/* ---- sampling and log-probabilities --------------------------------------------------------- */
+
+static void check_penalties(const struct wire_job *job) {
+    assert_true(job->min_p.given && job->min_p.value == 0.25);
+    assert_true(job->repetition_penalty.given && job->repetition_penalty.value == 1.5);
+    assert_true(job->presence_penalty.given && job->presence_penalty.value == -2);
+    assert_true(job->frequency_penalty.given && job->frequency_penalty.value == 2);
+}
+
+static void check_no_logprobs(const struct wire_job *job) {
+    assert_false(job->logprobs.given);
+}
+
+static void check_own_logprob(const struct wire_job *job) {
+    assert_true(job->logprobs.given && job->logprobs.value == 0);
+}
+
+static void check_five(const struct wire_job *job) {
+    assert_true(job->logprobs.given && job->logprobs.value == 5);
+}
+
+static void sampling_fields(void **state) {
+    (void)state;
+    accept(P "\"min_p\":0.25,\"repetition_penalty\":1.5,\"presence_penalty\":-2,"
+             "\"frequency_penalty\":2}",
+           &strict, check_penalties);
+    accept(P "\"logprobs\":null}", &strict, check_no_logprobs);
+    accept(P "\"logprobs\":false}", &strict, check_no_logprobs);
+    accept(P "\"logprobs\":false,\"top_logprobs\":0}", &strict, check_no_logprobs);
+    accept(P "\"top_logprobs\":0}", &strict, check_no_logprobs);
+    accept(P "\"logprobs\":0}", &strict, check_own_logprob);
+    accept(P "\"logprobs\":true}", &strict, check_own_logprob);
+    accept(P "\"logprobs\":true,\"top_logprobs\":0}", &strict, check_own_logprob);
+    accept(P "\"logprobs\":true,\"top_logprobs\":5}", &strict, check_five);
+    accept(P "\"top_logprobs\":5,\"logprobs\":true}", &strict, check_five);
+    accept(P "\"logprobs\":5}", &strict, check_five);
+    accept(P "\"logprobs\":5,\"top_logprobs\":5}", &strict, check_five);
+    static const struct support_refusal cases[] = {
+        {P "\"top_logprobs\":2}", ERR_BAD_FIELD, "top_logprobs", "needs logprobs to be true"},
+        {P "\"logprobs\":false,\"top_logprobs\":2}", ERR_BAD_FIELD, "top_logprobs", "needs"},
+        {P "\"logprobs\":3,\"top_logprobs\":2}", ERR_BAD_FIELD, "top_logprobs", "says 3"},
+        {P "\"logprobs\":true,\"top_logprobs\":21}", ERR_BAD_FIELD, "top_logprobs", "at most 20"},
+        {P "\"logprobs\":true,\"top_logprobs\":-1}", ERR_BAD_FIELD, "top_logprobs", "at least 0"},
+        {P "\"logprobs\":true,\"top_logprobs\":true}", ERR_BAD_FIELD, "top_logprobs",
+         "an integer, not a boolean"},
+    };
+    REFUSE(cases, &base);
 }
 
 /* ---- fields of OpenAI and vLLM -------------------------------------------------------------- */
@@ -439,6 +479,7 @@ int main(void) {
         cmocka_unit_test(wrong_values),
         cmocka_unit_test(bad_messages),
         cmocka_unit_test(not_supported_yet),
+        cmocka_unit_test(sampling_fields),
         cmocka_unit_test(fields_that_we_lack),
         cmocka_unit_test(unknown_fields),
         cmocka_unit_test(ids_survive_errors),

@@ -115,7 +115,8 @@ static void metadata(void **state) {
     expect(&job, ERR_BAD_FIELD, "metadata");
     job.metadata_count = 1;
     pairs[0].value.bytes++;
-    expect(&job, ERR_BAD_FIELD, "metadata.akkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk");
+    expect(&job, ERR_BAD_FIELD,
+           "metadata.akkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk");
     pairs[0].value.bytes = 0;
     pairs[0].key.bytes++;
     expect(&job, ERR_BAD_FIELD, "metadata");

@@ -1,4 +1,5 @@
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -132,7 +133,7 @@ static void refused_lines(void **state) {
         {LINE "\"max_tokens\":-1}}", ERR_BAD_FIELD, "max_tokens", "at least 1"},
         {LINE "\"n\":2}}", ERR_UNSUPPORTED_FIELD, "n", "is not supported"},
         {LINE "\"tools\":[{\"type\":\"function\"}]}}", ERR_UNSUPPORTED_FIELD, "tools", "not"},
-        {LINE "\"logprobs\":true,\"top_logprobs\":5}}", ERR_UNSUPPORTED_FIELD, "logprobs", "not"},
+        {LINE "\"top_logprobs\":5}}", ERR_BAD_FIELD, "top_logprobs", "needs logprobs"},
         {LINE "\"response_format\":{\"type\":\"json_object\"}}}", ERR_UNSUPPORTED_FIELD,
          "response_format", "is not supported"},
         {LINE "\"metadata\":{\"k\":2}}}", ERR_BAD_FIELD, "metadata.k", "a string"},
@@ -238,6 +239,30 @@ static void a_success_out(void **state) {
     json_decref(line);
 }
 
+static void logprobs_out(void **state) {
+    static const struct wire_logprob chosen[] = {{7, -0.5F}, {70000, -INFINITY}};
+    static const struct wire_logprob top[] = {{8, -0.25F}, {7, -0.5F}, {1, 0}, {2, -1e30F}};
+    struct wire_final f = done;
+    (void)state;
+    f.logprobs = (struct wire_logprobs){.chosen = chosen, .top = top, .count = 2, .top_count = 2};
+    json_t *line = line_of(&f);
+    json_t *choices =
+        json_object_get(json_object_get(json_object_get(line, "response"), "body"), "choices");
+    json_t *logprobs = json_object_get(json_array_get(choices, 0), "logprobs");
+    json_t *wanted = json_loads(
+        "{\"content\":[{\"token\":\"token_id:7\",\"logprob\":-0.5,\"bytes\":null,"
+        "\"top_logprobs\":[{\"token\":\"token_id:8\",\"logprob\":-0.25,\"bytes\":null},"
+        "{\"token\":\"token_id:7\",\"logprob\":-0.5,\"bytes\":null}]},"
+        "{\"token\":\"token_id:70000\",\"logprob\":-9999,\"bytes\":null,"
+        "\"top_logprobs\":[{\"token\":\"token_id:1\",\"logprob\":0,\"bytes\":null},"
+        "{\"token\":\"token_id:2\",\"logprob\":-9999,\"bytes\":null}]}],\"refusal\":null}",
+        0, NULL);
+    assert_non_null(wanted);
+    assert_true(json_equal(logprobs, wanted));
+    json_decref(wanted);
+    json_decref(line);
+}
+
 static void failures_out(void **state) {
     static const struct {
         enum wire_status status;
@@ -299,6 +324,7 @@ int main(void) {
         cmocka_unit_test(refused_lines),
         cmocka_unit_test(a_refused_line_keeps_its_ids),
         cmocka_unit_test(a_success_out),
+        cmocka_unit_test(logprobs_out),
         cmocka_unit_test(failures_out),
         cmocka_unit_test(absent_parts_out),
         cmocka_unit_test(lines_are_appended),

@@ -108,6 +108,11 @@ static struct wire_job random_job(struct source *s) {
     }
     if (below(s, 2) == 0) {
         job.temperature = (struct wire_real){(double)(next(s) >> 11) * 0x1p-51, true};
+        job.min_p = (struct wire_real){(double)(next(s) >> 11) * 0x1p-53, true};
+        job.repetition_penalty = (struct wire_real){1 + (double)below(s, 100) / 7, true};
+        job.presence_penalty = (struct wire_real){(double)below(s, 401) / 100 - 2, true};
+        job.frequency_penalty = (struct wire_real){(double)below(s, 401) / 100 - 2, true};
+        job.logprobs = (struct wire_int){(int64_t)below(s, 21), true};
         job.top_p = (struct wire_real){1 - (double)(next(s) >> 11) * 0x1p-53, true};
     }
     if (job.input == WIRE_PROMPT) {
