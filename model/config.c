@@ -356,9 +356,13 @@ static void warn_of_ignored_defaults(const struct model_json *j) {
         const char *field;
         double neutral;
     } ignored[] = {
-        {"repetition_penalty", 1}, {"min_p", 0},         {"typical_p", 1},
-        {"epsilon_cutoff", 0},     {"eta_cutoff", 0},    {"no_repeat_ngram_size", 0},
-        {"num_beams", 1},          {"penalty_alpha", 0}, {"encoder_repetition_penalty", 1},
+        {"typical_p", 1},
+        {"epsilon_cutoff", 0},
+        {"eta_cutoff", 0},
+        {"no_repeat_ngram_size", 0},
+        {"num_beams", 1},
+        {"penalty_alpha", 0},
+        {"encoder_repetition_penalty", 1},
     };
     for (size_t i = 0; i < sizeof ignored / sizeof ignored[0]; i++) {
         const json_t *value = json_object_get(j->object, ignored[i].field);
@@ -374,6 +378,8 @@ static void warn_of_ignored_defaults(const struct model_json *j) {
 static enum err read_generation(const struct model_json *j, struct model_facts *facts) {
     double temperature = -1;
     double top_p = 1;
+    double min_p = 0;
+    double repetition_penalty = 1;
     bool sample = true;
     uint32_t top_k = 0;
     enum err e = read_eos(j, facts);
@@ -387,6 +393,12 @@ static enum err read_generation(const struct model_json *j, struct model_facts *
         e = model_json_u32(j, "top_k", 0, INT32_MAX, &top_k);
     }
     if (e == ERR_OK) {
+        e = model_json_number(j, "min_p", 0, 1, &min_p);
+    }
+    if (e == ERR_OK) {
+        e = model_json_number(j, "repetition_penalty", 0.001, 1000, &repetition_penalty);
+    }
+    if (e == ERR_OK) {
         e = model_json_bool(j, "do_sample", &sample);
     }
     if (e != ERR_OK) {
@@ -398,6 +410,8 @@ static enum err read_generation(const struct model_json *j, struct model_facts *
     facts->temperature = (float)temperature;
     facts->top_p = (float)top_p;
     facts->top_k = top_k;
+    facts->min_p = (float)min_p;
+    facts->repetition_penalty = (float)repetition_penalty;
     warn_of_ignored_defaults(j);
     return ERR_OK;
 }
@@ -431,7 +445,7 @@ static enum err read_config(const struct model_json *j, struct model_facts *fact
 enum err model_config_parse(struct model_facts *facts, float **rope_freq,
                             const struct model_bytes *config, const struct model_bytes *generation,
                             struct err_text *why) {
-    struct model_facts f = {.temperature = 1, .top_p = 1};
+    struct model_facts f = {.temperature = 1, .top_p = 1, .repetition_penalty = 1};
     float *freq = NULL;
     json_t *root = NULL;
     struct model_json j = {.origin = {"config.json", ERR_BAD_MODEL}, .why = why};

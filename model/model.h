@@ -33,8 +33,9 @@ struct model_facts {             /* of config.json and generation_config.json */
     uint32_t eos_count;
     bool tied; /* the head is the embedding */
     /* generation_config.json's sampling defaults; where absent OpenAI's: temperature 1, top_p 1,
-     * top_k 0 (off). `do_sample: false` with no temperature gives temperature 0. */
-    float temperature, top_p;
+     * top_k 0 (off), min_p 0 (off), repetition_penalty 1 (off). `do_sample: false` with no
+     * temperature gives temperature 0. */
+    float temperature, top_p, min_p, repetition_penalty;
     uint32_t top_k;
     uint64_t weight_bytes; /* as stored */
 };

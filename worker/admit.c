@@ -1,5 +1,6 @@
 #include "worker/admit.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -191,14 +192,45 @@ static enum err stop_tokens(const struct admit_options *o, struct job *job) {
 _Static_assert((int)MODEL_EOS_MAX + (int)WIRE_STOP_TOKENS_MAX <= (int)KERN_STOP_TOKENS_MAX,
                "a slot has room for the model's and the job's stop tokens");
 
+/* A finite number above 0 as an f32 that is one, too. */
+static float positive(double value) {
+    return value > FLT_MAX ? FLT_MAX : value < FLT_MIN ? FLT_MIN : (float)value;
+}
+
+static void penalties(const struct admit_options *o, struct job *job) {
+    const struct wire_job *w = &job->wire;
+    struct kern_slot_set *s = &job->sampling;
+    s->prompt_tokens = job->prompt_count;
+    s->repetition_penalty = w->repetition_penalty.given ? positive(w->repetition_penalty.value)
+                                                        : o->model->repetition_penalty;
+    s->presence_penalty = w->presence_penalty.given ? (float)w->presence_penalty.value : 0;
+    s->frequency_penalty = w->frequency_penalty.given ? (float)w->frequency_penalty.value : 0;
+}
+
+static void logprobs(const struct admit_options *o, struct job *job) {
+    struct kern_slot_set *s = &job->sampling;
+    uint32_t vocab = o->model->shape.vocab;
+    uint32_t count = job->wire.logprobs.given ? (uint32_t)job->wire.logprobs.value : 0;
+    s->logprobs = job->wire.logprobs.given;
+    s->top_logprobs = count < vocab ? count : vocab;
+}
+_Static_assert((int)WIRE_LOGPROBS_MAX <= (int)KERN_LOGPROBS_MAX,
+               "a slot can give as many alternatives as a job may ask for");
+
 static enum err parameters(const struct admit_options *o, struct job *job) {
     const struct wire_job *w = &job->wire;
     struct kern_slot_set *s = &job->sampling;
-    s->temperature = w->temperature.given ? (float)w->temperature.value : o->model->temperature;
+    s->temperature = o->model->temperature;
+    if (w->temperature.given) {
+        s->temperature = w->temperature.value == 0 ? 0 : positive(w->temperature.value);
+    }
+    s->min_p = w->min_p.given ? (float)w->min_p.value : o->model->min_p;
     s->top_p = w->top_p.given ? (float)w->top_p.value : o->model->top_p;
     s->top_k =
         w->top_k.given ? (uint32_t)(w->top_k.value > 0 ? w->top_k.value : 0) : o->model->top_k;
     s->seed = w->seed.given ? (uint64_t)w->seed.value : seed_of(job);
+    penalties(o, job);
+    logprobs(o, job);
     job->stream = w->stream.given ? w->stream.value != 0 : o->config->frames_default;
     uint32_t room = o->model->shape.positions - job->prompt_count;
     job->output_max = room;

@@ -49,14 +49,33 @@ static void apply_adapters(struct engine *e, const struct sched_plan *plan) {
     }
 }
 
-/* Gives a job a slot; its parameters travel with the step. */
-static enum err seat(struct engine *e, struct job *job, struct kern_slot_set *set) {
+/* Room for what the job will say; once. */
+static enum err output_room(struct job *job) {
+    if (job->output != NULL) {
+        return ERR_OK;
+    }
+    size_t count = job->output_max, top = job->sampling.top_logprobs;
+    if (job->sampling.logprobs && job->logprobs == NULL) {
+        job->logprobs = malloc(count * sizeof *job->logprobs);
+    }
+    if (top > 0 && job->top == NULL) {
+        job->top = malloc(count * top * sizeof *job->top);
+    }
+    if ((job->sampling.logprobs && job->logprobs == NULL) || (top > 0 && job->top == NULL)) {
+        return ERR_NO_MEMORY;
+    }
+    job->output = malloc(count * sizeof *job->output);
+    return job->output != NULL ? ERR_OK : ERR_NO_MEMORY;
+}
+
+/* Gives a job a slot, from `position` on: what is before lies in its pages. Its parameters travel
+ * with the step. */
+static enum err seat(struct engine *e, struct job *job, uint32_t position,
+                     struct kern_slot_set *set) {
     CHECK(e->slots_free_count > 0);
-    if (job->output == NULL) {
-        job->output = malloc(job->output_max * sizeof *job->output);
-        if (job->output == NULL) {
-            return ERR_NO_MEMORY;
-        }
+    enum err room = output_room(job);
+    if (room != ERR_OK) {
+        return room;
     }
     uint32_t slot = e->slots_free[--e->slots_free_count];
     CHECK(e->by_slot[slot] == NULL);
@@ -78,6 +97,9 @@ static enum err seat(struct engine *e, struct job *job, struct kern_slot_set *se
     }
     *set = job->sampling;
     set->slot = slot;
+    set->known_count = position;
+    set->prompt = job->prompt;
+    set->output = job->output;
     return ERR_OK;
 }
 
@@ -129,7 +151,7 @@ static enum err add_work(struct engine *e, const struct sched_work *w, struct ke
     struct job *job = e->held[w->job];
     CHECK(job != NULL);
     if (w->starts) {
-        enum err seated = seat(e, job, &e->slot_sets[step->slot_set_count]);
+        enum err seated = seat(e, job, w->position, &e->slot_sets[step->slot_set_count]);
         if (seated != ERR_OK) {
             return seated;
         }
@@ -221,10 +243,24 @@ enum err engine_apply(struct engine *e, const struct sched_plan *plan, bool *lau
 
 /* ---- what a step gave --------------------------------------------------------------------- */
 
+static void take_logprobs(struct job *job, uint32_t index, const struct kern_sample *sample) {
+    if (job->logprobs == NULL) {
+        return;
+    }
+    uint32_t count = job->sampling.top_logprobs;
+    CHECK(sample->top_count == count);
+    job->logprobs[index] = (struct wire_logprob){sample->token, sample->logprob};
+    for (uint32_t i = 0; i < count; i++) {
+        job->top[(size_t)index * count + i] =
+            (struct wire_logprob){sample->top[i].token, sample->top[i].logprob};
+    }
+}
+
 static void take_token(struct engine *e, struct job *job, const struct kern_sample *sample) {
     uint32_t count = atomic_load_explicit(&job->output_count, memory_order_relaxed);
     CHECK(count < job->output_max);
     job->output[count] = sample->token;
+    take_logprobs(job, count, sample);
     if (count == 0) {
         job->first_token_us = clock_mono_us();
         metrics_observe(e->options.metrics, METRIC_FIRST_TOKEN_SECONDS,

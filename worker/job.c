@@ -8,6 +8,8 @@ void job_reset(struct job *job, uint32_t index) {
     text_stream_close(job->decoder);
     free(job->prompt);
     free(job->output);
+    free(job->logprobs);
+    free(job->top);
     free(job->text);
     memset(job, 0, sizeof *job);
     job->index = index;

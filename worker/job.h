@@ -98,9 +98,12 @@ struct job {
 
     /* ---- loop → publish ---- */
     uint32_t *output;              /* [output_max]; set before output_count first rises */
-    _Atomic uint32_t output_count; /* release: output[0 .. count) may be read */
-    enum job_outcome outcome;      /* final once JOB_ENDED is set */
-    _Atomic uint32_t news;         /* bits, see above */
+    struct wire_logprob *logprobs; /* [output_max] of the tokens; NULL: not asked for */
+    struct wire_logprob *top;      /* [output_max][sampling.top_logprobs] */
+    _Atomic uint32_t
+        output_count;         /* release: output[0 .. count) may be read, and so may logprobs */
+    enum job_outcome outcome; /* final once JOB_ENDED is set */
+    _Atomic uint32_t news;    /* bits, see above */
     int64_t started_us, first_token_us, ended_us; /* monotonic; 0 = did not happen */
     char revision[POOL_REVISION_BYTES];
     uint32_t metrics_adapter;

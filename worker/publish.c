@@ -16,8 +16,9 @@ enum {
     WAIT_IDLE_MS = 50,
     WAIT_REPORTS_MS = 5, /* while deliveries are outstanding */
     SHRINK_NOTHING = 0,
-    SHRINK_TOKENS = 1, /* the final goes without its tokens */
-    SHRINK_ALL = 2,    /* the job failed: result_too_large */
+    SHRINK_LOGPROBS = 1, /* the final goes without its log-probabilities */
+    SHRINK_TOKENS = 2,   /* and without its tokens */
+    SHRINK_ALL = 3,      /* the job failed: result_too_large */
 };
 
 struct publish {
@@ -74,6 +75,14 @@ static void delivered(struct publish *p, struct job *job) {
     }
 }
 
+/* The next thing to leave out of a final that is too large. */
+static void shrink_more(struct job *job) {
+    job->shrink++;
+    if (job->shrink == SHRINK_LOGPROBS && job->logprobs == NULL) {
+        job->shrink++;
+    }
+}
+
 static void report_taken(struct publish *p, const struct source_report *r) {
     const struct job_tag *tag = r->tag;
     struct job *job = tag->job;
@@ -96,7 +105,7 @@ static void report_taken(struct publish *p, const struct source_report *r) {
     } else if (r->error == ERR_TOO_LARGE && job->shrink < SHRINK_ALL) {
         log_warn("publish", "final too large for the broker shrink=%u id=%s", job->shrink + 1,
                  job->id);
-        job->shrink++;
+        shrink_more(job);
         job->deliveries--;
         final_send(p, job);
     } else {
@@ -129,6 +138,18 @@ static enum err send(struct publish *p, const struct source_message *m, struct e
     }
 }
 
+/* Of the tokens from `begin` to `end`. */
+static struct wire_logprobs logprobs_of(const struct job *job, uint32_t begin, uint32_t end) {
+    if (job->logprobs == NULL) {
+        return (struct wire_logprobs){0};
+    }
+    size_t top_count = job->sampling.top_logprobs;
+    return (struct wire_logprobs){.chosen = job->logprobs + begin,
+                                  .top = job->top != NULL ? job->top + begin * top_count : NULL,
+                                  .count = end - begin,
+                                  .top_count = top_count};
+}
+
 /* ---- frames ------------------------------------------------------------------------------- */
 
 static void frame_send(struct publish *p, struct job *job, enum wire_kind kind, uint32_t tokens,
@@ -142,6 +163,7 @@ static void frame_send(struct publish *p, struct job *job, enum wire_kind kind, 
     if (kind == WIRE_TOKENS_FRAME) {
         f.tokens = job->output + job->framed;
         f.token_count = tokens - job->framed;
+        f.logprobs = logprobs_of(job, job->framed, tokens);
         f.text = (struct wire_str){job->text + job->text_sent, text_end - job->text_sent};
     }
     p->buffer.bytes = 0;
@@ -280,12 +302,16 @@ static struct wire_final final_of(struct publish *p, const struct job *job) {
         f.text = (struct wire_str){job->text != NULL ? job->text : "", job->text_bytes};
         f.tokens = job->output;
         f.token_count = f.completion_tokens;
+        f.logprobs = logprobs_of(job, 0, f.completion_tokens);
     }
     return f;
 }
 
 static void final_shrink(struct wire_final *f, const struct job *job) {
     static const char message[] = "the result is larger than the broker takes";
+    if (job->shrink >= SHRINK_LOGPROBS) {
+        f->logprobs = (struct wire_logprobs){0};
+    }
     if (job->shrink >= SHRINK_TOKENS) {
         f->tokens = NULL;
         f->token_count = 0;
@@ -340,7 +366,7 @@ static void final_send(struct publish *p, struct job *job) {
             p->options.fatal(p->options.context, e, &why);
             return;
         }
-        job->shrink++;
+        shrink_more(job);
     }
 }
 

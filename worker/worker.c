@@ -89,8 +89,10 @@ enum err worker_plan(const struct config *c, const struct model_facts *model,
         .pool_bytes = pages * page_bytes,
         .weight_bytes = model->weight_bytes * (ELEM_BYTES_CPU / STORED_BYTES_MIN),
     };
-    plan->memory_bytes = plan->pool_bytes + plan->weight_bytes + (uint64_t)c->store_bytes +
-                         (uint64_t)c->backlog_bytes + (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
+    uint64_t history = (uint64_t)c->scheduler_rows * model->shape.vocab * sizeof(uint32_t);
+    plan->memory_bytes = history + plan->pool_bytes + plan->weight_bytes +
+                         (uint64_t)c->store_bytes + (uint64_t)c->backlog_bytes +
+                         (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
     return ERR_OK;
 }
 

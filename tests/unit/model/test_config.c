@@ -357,7 +357,12 @@ static void test_sampling_defaults(void **state) {
     assert_true(f.temperature == 0.5F && f.top_p == 0.75F && f.top_k == 20);
     assert_true(accepts("{}", "{\"do_sample\": false}").temperature == 0);
     assert_true(accepts("{}", "{\"do_sample\": false, \"temperature\": 0.5}").temperature == 0.5F);
-    (void)accepts("{}", "{\"repetition_penalty\": 1.1}"); /* warned of */
+    assert_true(f.min_p == 0 && f.repetition_penalty == 1);
+    f = accepts("{}", "{\"repetition_penalty\": 1.5, \"min_p\": 0.25}");
+    assert_true(f.min_p == 0.25F && f.repetition_penalty == 1.5F);
+    (void)accepts("{}", "{\"typical_p\": 0.5}"); /* warned of */
+    refuses("{}", "{\"repetition_penalty\": 0}", "repetition_penalty");
+    refuses("{}", "{\"min_p\": 1.5}", "min_p");
     refuses("{}", "{\"temperature\": -1}", "temperature");
     refuses("{}", "{\"top_p\": 1.5}", "top_p");
     refuses("{}", "{\"top_k\": 1.5}", "top_k");

@@ -311,6 +311,65 @@ static void test_too_large_at_once(void **state) {
     too_large(*state, true);
 }
 
+static void ask_logprobs(struct fixture *f) {
+    f->job.sampling.logprobs = true;
+    f->job.sampling.top_logprobs = 2;
+    f->job.logprobs = calloc(128, sizeof *f->job.logprobs);
+    f->job.top = calloc((size_t)128 * 2, sizeof *f->job.top);
+    assert_true(f->job.logprobs != NULL && f->job.top != NULL);
+    for (uint32_t i = 0; i < 128; i++) {
+        f->job.logprobs[i] = (struct wire_logprob){.token = i, .logprob = -(float)i};
+        f->job.top[2 * i] = (struct wire_logprob){.token = 1000 + i, .logprob = -1};
+        f->job.top[2 * i + 1] = (struct wire_logprob){.token = 2000 + i, .logprob = -2};
+    }
+}
+
+/* The frames' together are the final's. */
+static void test_logprobs(void **state) {
+    struct fixture *f = *state;
+    ask_logprobs(f);
+    run_job(f, "every token has its logprobs in a frame", JOB_LENGTH);
+    wait_done(f);
+    json_t *final = last_final();
+    json_t *all = json_object_get(final, "logprobs");
+    size_t count = json_array_size(json_object_get(final, "tokens"));
+    assert_int_equal(json_array_size(all), count);
+    json_t *third =
+        json_loads("{\"token\":2,\"logprob\":-2,\"top\":[[1002,-1],[2002,-2]]}", 0, NULL);
+    assert_true(json_equal(json_array_get(all, 2), third));
+    json_decref(third);
+    json_t *joined = json_array();
+    for (uint32_t i = 0; i < source.count; i++) {
+        if (source.messages[i].output == SOURCE_FRAME) {
+            json_t *frame = json_loads(source.messages[i].value, 0, NULL);
+            json_t *some = json_object_get(frame, "logprobs");
+            assert_true(strcmp(field(frame, "kind"), "tokens") == 0 || json_is_null(some));
+            assert_int_equal(json_array_size(some),
+                             json_array_size(json_object_get(frame, "tokens")));
+            (void)json_array_extend(joined, some);
+            json_decref(frame);
+        }
+    }
+    assert_true(json_equal(joined, all));
+    json_decref(joined);
+    json_decref(final);
+}
+
+/* The log-probabilities go first, while the tokens stay. */
+static void test_too_large_without_logprobs(void **state) {
+    struct fixture *f = *state;
+    ask_logprobs(f);
+    source.bytes_max = 900;
+    f->job.stream = false;
+    run_job(f, "aaaaaaaa bbbbbbbb cccccccc dddddddd eeeeeeee ffffffff", JOB_LENGTH);
+    wait_done(f);
+    json_t *final = last_final();
+    assert_string_equal(field(final, "status"), "succeeded");
+    assert_true(json_is_null(json_object_get(final, "logprobs")));
+    assert_true(json_array_size(json_object_get(final, "tokens")) > 0);
+    json_decref(final);
+}
+
 /* Then the job has failed, and the final still comes. */
 static void test_too_large_without_tokens(void **state) {
     struct fixture *f = *state;
@@ -394,6 +453,8 @@ int main(void) {
         TEST(test_no_frames_unless_wanted),
         TEST(test_too_large_by_report),
         TEST(test_too_large_at_once),
+        TEST(test_logprobs),
+        TEST(test_too_large_without_logprobs),
         TEST(test_too_large_without_tokens),
         TEST(test_rejected_has_a_dead_letter),
         TEST(test_dropped),

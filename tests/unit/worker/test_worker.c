@@ -22,6 +22,7 @@
 enum { ARGUMENTS_MAX = 32, LINE_BYTES = 4096 };
 
 static char input[256], output[256];
+static uint64_t preemptions; /* of the last run */
 
 static int setup(void **state) {
     (void)state;
@@ -82,6 +83,7 @@ static json_t *run_file(const char *const *extra, struct worker_report *report) 
         fail_msg("%s %s: %s", err_name(e), why.field, why.message);
     }
     *report = worker_report(w);
+    preemptions = metrics_value(worker_metrics(w), METRIC_PREEMPTIONS);
     worker_close(w);
     config_close(c);
     json_t *finals = json_object();
@@ -210,6 +212,77 @@ static void test_one_row_at_a_time(void **state) {
     run_goldens((const char *const[]){"--scheduler.rows=1", "--backlog.jobs=2", NULL}, 1);
 }
 
+/* Jobs with every sampling option, seeds given and not, over the base and adapters. */
+static size_t write_sampled(void) {
+    static const char *const options[] = {
+        "\"temperature\":1.3,\"seed\":7",
+        "\"temperature\":0.9,\"min_p\":0.02,\"top_p\":0.95",
+        "\"temperature\":1,\"top_k\":40,\"presence_penalty\":1.5,\"frequency_penalty\":0.5",
+        "\"temperature\":0,\"repetition_penalty\":1.3",
+        "\"temperature\":0.8,\"repetition_penalty\":1.1,\"frequency_penalty\":-0.5,\"seed\":-1",
+        "\"temperature\":0,\"presence_penalty\":-2,\"logprobs\":0",
+    };
+    static const char *const adapters[] = {"", "r1", "r8-attention"};
+    FILE *file = open_input();
+    size_t count = 0;
+    for (size_t a = 0; a < sizeof adapters / sizeof adapters[0]; a++) {
+        for (size_t o = 0; o < sizeof options / sizeof options[0]; o++) {
+            for (size_t logprobs = 0; logprobs < 2; logprobs++) {
+                (void)fprintf(file,
+                              "{\"id\":\"%zu/%zu/%zu\",\"adapter\":\"%s\",\"tokens\":[1,%zu,9,9,5,"
+                              "%zu,3,2,8],\"max_tokens\":60,\"ignore_eos\":true,%s%s}\n",
+                              a, o, logprobs, adapters[a], 20 + o, 30 + a, options[o],
+                              logprobs == 1 && o != 5 ? ",\"logprobs\":4" : "");
+                count++;
+            }
+        }
+    }
+    assert_int_equal(fclose(file), 0);
+    return count;
+}
+
+/* Design, invariant 3: on the CPU a job's tokens and log-probabilities are the same alone, in a
+ * large batch, and preempted again and again. */
+static void test_sampling_in_any_batch(void **state) {
+    (void)state;
+    static const char *const runs[][8] = {
+        {NULL},
+        {"--scheduler.rows=1", NULL},
+        {"--pool.pages=24", "--pool.adapters=1", "--scheduler.rows=8", "--scheduler.step_tokens=16",
+         "--scheduler.chunk_tokens=16", NULL},
+    };
+    json_t *first = NULL;
+    for (size_t run = 0; run < sizeof runs / sizeof runs[0]; run++) {
+        size_t count = write_sampled();
+        struct worker_report report;
+        json_t *finals = run_file(runs[run], &report);
+        assert_int_equal(report.finals[WIRE_SUCCEEDED], count);
+        const char *id = NULL;
+        json_t *final = NULL;
+        json_object_foreach(finals, id, final) {
+            const json_t *tokens = json_object_get(final, "tokens");
+            const json_t *logprobs = json_object_get(final, "logprobs");
+            bool asked = id[strlen(id) - 1] == '1' || id[2] == '5';
+            assert_int_equal(json_array_size(tokens), 60);
+            assert_int_equal(json_array_size(logprobs), asked ? 60 : 0);
+            const json_t *same = first == NULL ? final : json_object_get(first, id);
+            if (!json_equal(tokens, json_object_get(same, "tokens")) ||
+                !json_equal(logprobs, json_object_get(same, "logprobs"))) {
+                fail_msg("job %s of run %zu differs from the first", id, run);
+            }
+        }
+        if (first == NULL) {
+            first = finals;
+        } else {
+            json_decref(finals);
+        }
+        /* The runs must do what they are there for. */
+        print_message("run %zu: %llu preemptions\n", run, (unsigned long long)preemptions);
+        assert_true((preemptions > 0) == (run == 2));
+    }
+    json_decref(first);
+}
+
 /* Each bad job gets its own final and the good ones beside it are not disturbed. */
 static void test_bad_jobs(void **state) {
     (void)state;
@@ -301,9 +374,13 @@ static void test_status_labels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_mixed),     cmocka_unit_test(test_goldens_in_a_small_pool),
-        cmocka_unit_test(test_one_row_at_a_time), cmocka_unit_test(test_bad_jobs),
-        cmocka_unit_test(test_bad_adapters),      cmocka_unit_test(test_status_labels),
+        cmocka_unit_test(test_goldens_mixed),
+        cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_one_row_at_a_time),
+        cmocka_unit_test(test_bad_jobs),
+        cmocka_unit_test(test_bad_adapters),
+        cmocka_unit_test(test_status_labels),
+        cmocka_unit_test(test_sampling_in_any_batch),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
