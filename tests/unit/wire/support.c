@@ -136,7 +136,10 @@ static bool u32s_same(const uint32_t *a, size_t a_count, const uint32_t *b, size
 }
 
 static bool logprobs_same(const struct wire_logprobs *a, const struct wire_logprobs *b) {
-    bool same = (a->chosen == NULL) == (b->chosen == NULL) && a->count == b->count;
+    if (a->chosen == NULL || b->chosen == NULL) {
+        return a->chosen == b->chosen;
+    }
+    bool same = a->count == b->count;
     same = same && (a->count == 0 || a->top_count == b->top_count);
     for (size_t i = 0; i < a->count && same; i++) {
         same = a->chosen[i].token == b->chosen[i].token &&

@@ -317,10 +317,10 @@ static void ask_logprobs(struct fixture *f) {
     f->job.logprobs = calloc(128, sizeof *f->job.logprobs);
     f->job.top = calloc((size_t)128 * 2, sizeof *f->job.top);
     assert_true(f->job.logprobs != NULL && f->job.top != NULL);
-    for (uint32_t i = 0; i < 128; i++) {
-        f->job.logprobs[i] = (struct wire_logprob){.token = i, .logprob = -(float)i};
-        f->job.top[2 * i] = (struct wire_logprob){.token = 1000 + i, .logprob = -1};
-        f->job.top[2 * i + 1] = (struct wire_logprob){.token = 2000 + i, .logprob = -2};
+    for (size_t i = 0; i < 128; i++) {
+        f->job.logprobs[i] = (struct wire_logprob){.token = (uint32_t)i, .logprob = -(float)i};
+        f->job.top[2 * i] = (struct wire_logprob){.token = 1000 + (uint32_t)i, .logprob = -1};
+        f->job.top[2 * i + 1] = (struct wire_logprob){.token = 2000 + (uint32_t)i, .logprob = -2};
     }
 }
 

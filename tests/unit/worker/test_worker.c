@@ -241,6 +241,23 @@ static size_t write_sampled(void) {
     return count;
 }
 
+static void check_sampled(json_t *finals, const json_t *first, size_t run) {
+    const char *id = NULL;
+    json_t *final = NULL;
+    json_object_foreach(finals, id, final) {
+        const json_t *tokens = json_object_get(final, "tokens");
+        const json_t *logprobs = json_object_get(final, "logprobs");
+        bool asked = id[strlen(id) - 1] == '1' || id[2] == '5';
+        assert_int_equal(json_array_size(tokens), 60);
+        assert_int_equal(json_array_size(logprobs), asked ? 60 : 0);
+        const json_t *same = json_object_get(first, id);
+        if (!json_equal(tokens, json_object_get(same, "tokens")) ||
+            !json_equal(logprobs, json_object_get(same, "logprobs"))) {
+            fail_msg("job %s of run %zu differs from the first", id, run);
+        }
+    }
+}
+
 /* Design, invariant 3: on the CPU a job's tokens and log-probabilities are the same alone, in a
  * large batch, and preempted again and again. */
 static void test_sampling_in_any_batch(void **state) {
@@ -257,20 +274,7 @@ static void test_sampling_in_any_batch(void **state) {
         struct worker_report report;
         json_t *finals = run_file(runs[run], &report);
         assert_int_equal(report.finals[WIRE_SUCCEEDED], count);
-        const char *id = NULL;
-        json_t *final = NULL;
-        json_object_foreach(finals, id, final) {
-            const json_t *tokens = json_object_get(final, "tokens");
-            const json_t *logprobs = json_object_get(final, "logprobs");
-            bool asked = id[strlen(id) - 1] == '1' || id[2] == '5';
-            assert_int_equal(json_array_size(tokens), 60);
-            assert_int_equal(json_array_size(logprobs), asked ? 60 : 0);
-            const json_t *same = first == NULL ? final : json_object_get(first, id);
-            if (!json_equal(tokens, json_object_get(same, "tokens")) ||
-                !json_equal(logprobs, json_object_get(same, "logprobs"))) {
-                fail_msg("job %s of run %zu differs from the first", id, run);
-            }
-        }
+        check_sampled(finals, first != NULL ? first : finals, run);
         if (first == NULL) {
             first = finals;
         } else {
@@ -295,7 +299,11 @@ static void test_bad_jobs(void **state) {
                 "{\"id\":\"negative\",\"prompt\":\"abc\",\"max_tokens\":-1}\n"
                 "{\"id\":\"vocabulary\",\"tokens\":[1,100000]}\n"
                 "\n"
-                "{\"id\":\"good2\",\"prompt\":\"abc\",\"adapter\":\"r1\",\"max_tokens\":4}\n",
+                "{\"id\":\"good2\",\"prompt\":\"abc\",\"adapter\":\"r1\",\"max_tokens\":4}\n"
+                "{\"id\":\"huge\",\"prompt\":\"abc\",\"temperature\":1e300,\"max_tokens\":4,"
+                "\"repetition_penalty\":1e300,\"logprobs\":20}\n"
+                "{\"id\":\"tiny\",\"prompt\":\"abc\",\"temperature\":1e-300,\"max_tokens\":4,"
+                "\"repetition_penalty\":1e-300,\"min_p\":1e-300,\"top_p\":1e-300}\n",
                 file);
     assert_int_equal(fclose(file), 0);
     struct worker_report report;
@@ -311,6 +319,8 @@ static void test_bad_jobs(void **state) {
         {"negative", "rejected", "bad_field", "max_tokens"},
         {"vocabulary", "rejected", "bad_field", "tokens"},
         {"good2", "succeeded", NULL, NULL},
+        {"huge", "succeeded", NULL, NULL},
+        {"tiny", "succeeded", NULL, NULL},
     };
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         if (text_of(finals, expected[i].id, "status") == NULL) {
