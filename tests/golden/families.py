@@ -3,8 +3,8 @@ others have not, and a few adapters of different kinds for each.
 
 `config` is what transformers gets, `old` changes the config.json that it writes into the form in
 which the checkpoints of that family lie on disk, `differs` names fields without which the logits
-must change (else the golden would prove nothing about them). kv_heads × head_dim is 64: pages of 16
-tokens are not smaller.
+must change (else the golden would prove nothing about them). kv_heads × head_dim is 64: pages of
+16 tokens are not smaller.
 """
 
 import json
@@ -67,6 +67,11 @@ def partial():
                 layers_to_transform=[1], exclude_modules=["up_proj"])  # fmt: skip
 
 
+def lora_bias():
+    """On q and k: the bias comes before Qwen3's norms."""
+    return lora(BF16, ["q_proj", "k_proj", "up_proj"], r=2, lora_alpha=3, lora_bias=True)
+
+
 @dataclass
 class Family:
     config: object
@@ -116,7 +121,7 @@ FAMILIES = {
     "tiny-linear": Family(
         small(LlamaConfig, num_hidden_layers=2, rope_parameters={
             "rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}),
-        BF16, {"every": every()},
+        BF16, {"every": every(), "partial": partial()},
         old={"rope_parameters": None, "rope_theta": 10000.0,
              "rope_scaling": {"type": "linear", "factor": 4.0}},
         differs={"rope_parameters": DEFAULT_ROPE | {"rope_theta": 10000.0}},
@@ -124,7 +129,8 @@ FAMILIES = {
     "tiny-mistral": Family(
         small(MistralConfig, num_attention_heads=4, num_key_value_heads=4, head_dim=None,
               sliding_window=24),
-        BF16, {"every": every(), "by-regex": by_regex(), "rslora-pattern": rslora_pattern()},
+        BF16, {"every": every(), "by-regex": by_regex(), "rslora-pattern": rslora_pattern(),
+               "lora-bias": lora_bias()},
         old={"rope_parameters": None, "rope_theta": 10000.0, "head_dim": None},
         differs={"sliding_window": None},
         lengths=(1, 23, 24, 25, 70),
@@ -141,7 +147,7 @@ FAMILIES = {
               use_sliding_window=True, sliding_window=20, max_window_layers=0,
               rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}),
         BF16, {"by-regex": by_regex(), "rslora-pattern": rslora_pattern(),
-               "all-linear": all_linear(), "partial": partial()},
+               "all-linear": all_linear(), "partial": partial(), "lora-bias": lora_bias()},
         old={"rope_parameters": None, "rope_theta": 1000000.0, "layer_types": None},
         generation={"eos_token_id": [2, 0], "temperature": 0.7, "top_p": 0.8, "top_k": 20,
                     "do_sample": True, "repetition_penalty": 1.0},
@@ -151,7 +157,8 @@ FAMILIES = {
     "tiny-qwen3": Family(
         small(Qwen3Config, tie_word_embeddings=True, rms_norm_eps=1e-6, rope_parameters={
             "rope_type": "default", "rope_theta": 1000000.0}),
-        BF16, {"every": every(), "qk": qk(), "rslora-pattern": rslora_pattern()},
+        BF16, {"every": every(), "qk": qk(), "rslora-pattern": rslora_pattern(),
+               "lora-bias": lora_bias()},
         old={"rope_parameters": None, "rope_theta": 1000000.0, "layer_types": None,
              "rope_scaling": None, "use_sliding_window": False, "sliding_window": None,
              "max_window_layers": 2, "attention_bias": False},

@@ -5,9 +5,10 @@
     generate.py families [NAME...]                 the tests/golden/tiny-*/ of families.py
     generate.py smollm2 [--model DIR] [--adapters DIR]   tests/golden/smollm2/
 
-`families` makes a small random model for each family of families.py, with a few adapters each. Both
-hold what they make to reference.py. `tiny` makes three random models, adapters of every supported kind with their logits and greedy
+`tiny` makes three random models, adapters of every supported kind with their logits and greedy
 tokens, and a set of bad adapters, each with the error that it must give (bad_adapters.py).
+`families` makes a small random model for each family of families.py, with a few adapters each. Both
+hold what they make to reference.py.
 `smollm2` needs the converted model (tools/setup model) and the trained adapters of demo/adapters.
 
 Weights are random but large, so that attention is sharp and the tokens vary. Prompts are searched
