@@ -3,7 +3,7 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo test test-gpu sim fuzz lint fmt docs clean
+.PHONY: help setup build demo test sim fuzz lint fmt docs clean
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
