@@ -35,18 +35,21 @@ static void apply_aborts(struct engine *e, const struct sched_plan *plan) {
     }
 }
 
-static void apply_adapters(struct engine *e, const struct sched_plan *plan) {
+static enum err apply_adapters(struct engine *e, const struct sched_plan *plan) {
     for (uint32_t i = 0; i < plan->evict_count; i++) {
         adapters_evict(e->adapters, plan->evicts[i], engine_ticket(e));
     }
     for (uint32_t i = 0; i < plan->load_count; i++) {
         enum err loaded = adapters_load(e->adapters, plan->loads[i]);
-        CHECK(loaded == ERR_OK || loaded == ERR_NO_SPACE); /* the plan asks again */
+        if (loaded != ERR_OK && loaded != ERR_NO_SPACE) { /* for room the plan asks again */
+            return loaded;
+        }
     }
     int64_t now_us = clock_mono_us();
     for (uint32_t i = 0; i < plan->fetch_count; i++) {
         adapters_fetch(e->adapters, plan->fetches[i], now_us);
     }
+    return ERR_OK;
 }
 
 /* Room for what the job will say; once. */
@@ -232,11 +235,11 @@ enum err engine_apply(struct engine *e, const struct sched_plan *plan, bool *lau
         engine_unseat(e, e->held[plan->preempts[i]]);
         metrics_add(e->options.metrics, METRIC_PREEMPTIONS, 1);
     }
-    apply_adapters(e, plan);
-    if (plan->work_count == 0) {
-        return ERR_OK;
+    enum err ran = apply_adapters(e, plan);
+    if (ran != ERR_OK || plan->work_count == 0) {
+        return ran;
     }
-    enum err ran = launch(e, plan);
+    ran = launch(e, plan);
     *launched = ran == ERR_OK;
     return ran;
 }
