@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,6 +213,81 @@ static void test_one_row_at_a_time(void **state) {
     run_goldens((const char *const[]){"--scheduler.rows=1", "--backlog.jobs=2", NULL}, 1);
 }
 
+/* Of transformers' log-probabilities, in float32. What is measured is printed. */
+static const double LOGPROB_TOLERANCE = 1e-4;
+
+static double apart(const json_t *ours, const json_t *theirs) {
+    return fabs(json_number_value(ours) - json_number_value(theirs));
+}
+
+/* One token's entry against the golden logprob and the golden [[token, logprob], …]. Returns the
+ * largest difference. */
+static double check_logprobs(const json_t *entry, const json_t *chosen, const json_t *top) {
+    double worst = apart(json_object_get(entry, "logprob"), chosen);
+    const json_t *ours = json_object_get(entry, "top");
+    assert_int_equal(json_array_size(ours), json_array_size(top));
+    for (size_t i = 0; i < json_array_size(top); i++) {
+        const json_t *mine = json_array_get(ours, i), *pair = json_array_get(top, i);
+        double difference = apart(json_array_get(mine, 1), json_array_get(pair, 1));
+        worst = difference > worst ? difference : worst;
+        const json_t *next = json_array_get(json_array_get(top, i + 1), 1);
+        const json_t *before = i > 0 ? json_array_get(json_array_get(top, i - 1), 1) : NULL;
+        bool tied =
+            next == NULL || apart(json_array_get(pair, 1), next) < 2 * LOGPROB_TOLERANCE ||
+            (before != NULL && apart(json_array_get(pair, 1), before) < 2 * LOGPROB_TOLERANCE);
+        assert_true(tied || json_equal(json_array_get(mine, 0), json_array_get(pair, 0)));
+    }
+    return worst;
+}
+
+/* transformers' generate(): greedy tokens under a repetition penalty are the same, and the
+ * log-probabilities of the raw logits (tests/golden/sampling.py). */
+static void test_sampling_goldens(void **state) {
+    (void)state;
+    json_t *cases = json_load_file(TINY "/sampling.json", 0, NULL);
+    assert_non_null(cases);
+    FILE *file = open_input();
+    size_t c = 0;
+    const json_t *one = NULL;
+    json_array_foreach(cases, c, one) {
+        const char *adapter = json_string_value(json_object_get(one, "adapter"));
+        char *prompt = json_dumps(json_object_get(one, "prompt"), JSON_COMPACT);
+        (void)fprintf(file,
+                      "{\"id\":\"%zu\",\"adapter\":\"%s\",\"tokens\":%s,\"temperature\":0,"
+                      "\"repetition_penalty\":%g,\"max_tokens\":%zu,\"ignore_eos\":true,"
+                      "\"logprobs\":%zu}\n",
+                      c, adapter != NULL ? adapter : "", prompt,
+                      json_number_value(json_object_get(one, "repetition_penalty")),
+                      json_array_size(json_object_get(one, "tokens")),
+                      json_array_size(json_array_get(json_object_get(one, "top"), 0)));
+        free(prompt);
+    }
+    assert_int_equal(fclose(file), 0);
+    struct worker_report report;
+    json_t *finals = run_file((const char *const[]){NULL}, &report);
+    double worst = 0;
+    json_array_foreach(cases, c, one) {
+        char id[32];
+        (void)snprintf(id, sizeof id, "%zu", c);
+        const json_t *final = json_object_get(finals, id), *entry = NULL;
+        check_golden(final, id, json_object_get(one, "tokens"));
+        size_t i = 0;
+        json_array_foreach(json_object_get(final, "logprobs"), i, entry) {
+            assert_true(json_equal(json_object_get(entry, "token"),
+                                   json_array_get(json_object_get(one, "tokens"), i)));
+            double difference =
+                check_logprobs(entry, json_array_get(json_object_get(one, "logprobs"), i),
+                               json_array_get(json_object_get(one, "top"), i));
+            worst = difference > worst ? difference : worst;
+        }
+        assert_int_equal(i, json_array_size(json_object_get(one, "tokens")));
+    }
+    print_message("%zu cases, largest difference of a log-probability %.1e\n", c, worst);
+    assert_true(c >= 12 && worst <= LOGPROB_TOLERANCE);
+    json_decref(finals);
+    json_decref(cases);
+}
+
 /* Jobs with every sampling option, seeds given and not, over the base and adapters. */
 static size_t write_sampled(void) {
     static const char *const options[] = {
@@ -384,13 +460,10 @@ static void test_status_labels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_mixed),
-        cmocka_unit_test(test_goldens_in_a_small_pool),
-        cmocka_unit_test(test_one_row_at_a_time),
-        cmocka_unit_test(test_bad_jobs),
-        cmocka_unit_test(test_bad_adapters),
-        cmocka_unit_test(test_status_labels),
-        cmocka_unit_test(test_sampling_in_any_batch),
+        cmocka_unit_test(test_goldens_mixed),     cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_one_row_at_a_time), cmocka_unit_test(test_bad_jobs),
+        cmocka_unit_test(test_bad_adapters),      cmocka_unit_test(test_status_labels),
+        cmocka_unit_test(test_sampling_goldens),  cmocka_unit_test(test_sampling_in_any_batch),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
