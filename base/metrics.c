@@ -194,6 +194,11 @@ uint64_t metrics_value(const struct metrics *m, enum metric id) {
     return atomic_load_explicit(&m->counters[id], memory_order_relaxed);
 }
 
+double metrics_gauge(const struct metrics *m, enum metric id) {
+    check_metric(id, TYPE_GAUGE, LABEL_NONE);
+    return atomic_load_explicit(&m->gauges[id], memory_order_relaxed);
+}
+
 /* "lorry_jobs_received_total" */
 static const char *exposed_name(char room[64], enum metric id) {
     (void)snprintf(room, 64, "lorry_%s%s", metric_table[id].name,

@@ -47,8 +47,9 @@ void metrics_add_adapter(struct metrics *m, enum metric id, uint32_t adapter, ui
 /* For families labelled by a fixed set (status of finals): index into METRICS_STATUS. */
 void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint64_t value);
 
-/* What was counted so far, of a plain counter and of one status. */
+/* What was counted so far, of a plain counter and of one status; what a gauge was set to. */
 uint64_t metrics_value(const struct metrics *m, enum metric id);
+double metrics_gauge(const struct metrics *m, enum metric id);
 uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t status);
 
 /* Prometheus text format 0.0.4. *text is malloc'ed and NUL-terminated; the caller frees it. */

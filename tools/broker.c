@@ -9,7 +9,7 @@
 #include "tools/tool.h"
 #include "worker/source.h"
 
-enum { METADATA_MS = 1000, SAY_AFTER_US = 2000000 };
+enum { METADATA_MS = 1000, LAG_MS = 3000, SAY_AFTER_US = 2000000 };
 
 /* ---- clients ------------------------------------------------------------------------------ */
 
@@ -118,6 +118,35 @@ enum err broker_offsets(rd_kafka_t *rk, const char *topic, uint32_t partition, i
         }
         clock_sleep_ms(50);
     }
+}
+
+enum err broker_lag(rd_kafka_t *rk, const struct config *c, const char *topic, uint32_t partitions,
+                    int64_t *lag, struct err_text *why) {
+    bool earliest = strcmp(c->source_start, "earliest") == 0;
+    enum err e = ERR_OK;
+    int64_t sum = 0;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)partitions);
+    for (uint32_t i = 0; i < partitions; i++) {
+        (void)rd_kafka_topic_partition_list_add(list, topic, (int32_t)i);
+    }
+    rd_kafka_resp_err_t err = rd_kafka_committed(rk, list, LAG_MS);
+    if (err != RD_KAFKA_RESP_ERR_NO_ERROR) {
+        e = err_set(why, ERR_BROKER, "offsets of group %s: %s", c->kafka_group,
+                    rd_kafka_err2str(err));
+    }
+    for (int i = 0; i < list->cnt && e == ERR_OK; i++) {
+        int64_t committed = list->elems[i].offset;
+        int64_t low = 0;
+        int64_t high = 0;
+        e = broker_offsets(rk, topic, (uint32_t)i, &low, &high, why);
+        int64_t from = committed >= 0 ? committed : earliest ? low : high;
+        sum += e == ERR_OK && high > from ? high - from : 0;
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+    if (e == ERR_OK) {
+        *lag = sum;
+    }
+    return e;
 }
 
 static bool find_entry(const rd_kafka_ConfigResource_t *resource, const char *name, char *value,

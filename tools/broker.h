@@ -43,6 +43,12 @@ enum err broker_missing(const char *topic, struct err_text *why);
 NODISCARD enum err broker_offsets(rd_kafka_t *rk, const char *topic, uint32_t partition,
                                   int64_t *low, int64_t *high, struct err_text *why);
 
+/* Records of a topic that the group of `rk`, a consumer with group.id, has not committed: the sum
+ * over its partitions. Where nothing is committed yet all count, or none with source.start latest.
+ * Errors  ERR_BROKER.  Cost  a request for each partition, and one. */
+NODISCARD enum err broker_lag(rd_kafka_t *rk, const struct config *c, const char *topic,
+                              uint32_t partitions, int64_t *lag, struct err_text *why);
+
 /* A topic's configuration value, as text. false: not known. */
 bool broker_topic_config(rd_kafka_t *rk, const char *topic, const char *name, char *value,
                          size_t room);

@@ -66,6 +66,7 @@ static void show(struct watcher *w, struct worker *worker) {
     struct worker_report r = worker_report(worker);
     double seconds = progress_seconds(&w->progress);
     uint64_t jobs = ended(&r);
+    uint64_t sampled = metrics_value(worker_metrics(worker), METRIC_TOKENS_SAMPLED);
     char total[32];
     char time[32];
     char left[64] = "";
@@ -76,8 +77,8 @@ static void show(struct watcher *w, struct worker *worker) {
                        tool_duration(time, each * (double)(w->total - jobs)));
     }
     progress_line(&w->progress, "%" PRIu64 " of %s%s jobs · %.0f tokens/s%s", jobs, total,
-                  w->total > 0 ? "" : " received",
-                  seconds > 0 ? (double)output_tokens(worker) / seconds : 0.0, left);
+                  w->total > 0 ? "" : " received", seconds > 0 ? (double)sampled / seconds : 0.0,
+                  left);
 }
 
 static void interrupts(int how) {

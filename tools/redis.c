@@ -103,3 +103,24 @@ enum err redis_get(redisContext *r, const char *key, const char *const *fields, 
     freeReplyObject(reply);
     return ERR_OK;
 }
+
+enum err redis_members(redisContext *r, const char *key, int64_t low, uint32_t max,
+                       char (*members)[REDIS_MEMBER_BYTES], uint32_t *count, struct err_text *why) {
+    char from[24];
+    char limit[16];
+    (void)snprintf(from, sizeof from, "%lld", (long long)low);
+    (void)snprintf(limit, sizeof limit, "%u", max);
+    const char *argv[] = {"ZRANGEBYSCORE", key, from, "+inf", "LIMIT", "0", limit};
+    redisReply *reply = ask(r, sizeof argv / sizeof argv[0], argv, why);
+    if (reply == NULL) {
+        return ERR_AWAY;
+    }
+    *count = 0;
+    for (size_t i = 0; reply->type == REDIS_REPLY_ARRAY && i < reply->elements && i < max; i++) {
+        if (reply->element[i]->type == REDIS_REPLY_STRING) {
+            (void)snprintf(members[(*count)++], REDIS_MEMBER_BYTES, "%s", reply->element[i]->str);
+        }
+    }
+    freeReplyObject(reply);
+    return ERR_OK;
+}

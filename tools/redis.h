@@ -29,6 +29,11 @@ NODISCARD enum err redis_expire(redisContext *r, const char *key, int64_t second
 /* PUBLISH lorry:events "<kind> <id>"; *listeners: workers that got it. */
 NODISCARD enum err redis_tell(redisContext *r, const char *kind, const char *id, int64_t *listeners,
                               struct err_text *why);
+/* The members of a sorted set whose score is at least `low`, at most `max`, cut to their room. */
+enum { REDIS_MEMBER_BYTES = 256 };
+NODISCARD enum err redis_members(redisContext *r, const char *key, int64_t low, uint32_t max,
+                                 char (*members)[REDIS_MEMBER_BYTES], uint32_t *count,
+                                 struct err_text *why);
 /* HMGET into `values`, cut to their room; empty where there is none. */
 NODISCARD enum err redis_get(redisContext *r, const char *key, const char *const *fields, int count,
                              char values[][REDIS_VALUE_BYTES], struct err_text *why);

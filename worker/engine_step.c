@@ -264,6 +264,7 @@ static void take_token(struct engine *e, struct job *job, const struct kern_samp
     CHECK(count < job->output_max);
     job->output[count] = sample->token;
     take_logprobs(job, count, sample);
+    metrics_add(e->options.metrics, METRIC_TOKENS_SAMPLED, 1);
     if (count == 0) {
         job->first_token_us = clock_mono_us();
         metrics_observe(e->options.metrics, METRIC_FIRST_TOKEN_SECONDS,

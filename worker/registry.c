@@ -22,8 +22,9 @@ enum {
     ADAPTERS_CACHED = 1 << 10,
     ADAPTER_AGE_US = 5000000, /* how old a cached default may be; events end it earlier */
     WAIT_MS = 100,
-    BEAT_US = 5000000,
-    PAUSE_MS_MIN = 100, /* between attempts to connect; doubles up to the most */
+    BEAT_US = 2000000,
+    FORGET_MS = 24 * 3600 * 1000, /* workers that ended without a word leave the group's list */
+    PAUSE_MS_MIN = 100,           /* between attempts to connect; doubles up to the most */
     PAUSE_MS_MAX = 5000,
 };
 
@@ -50,6 +51,8 @@ struct registry {
     struct redis_address address;
     redisContext *commands, *events;
     int64_t retry_us, pause_ms, beat_us;
+    int64_t rate_us; /* when `rate_tokens` were counted; 0 = never */
+    uint64_t rate_tokens;
     bool said_away;
 
     struct ring looks, starts; /* of struct job */
@@ -361,6 +364,22 @@ static void take_events(struct registry *r, bool readable) {
     }
 }
 
+/* Tokens a second since the last call. */
+static double token_rate(struct registry *r, int64_t now_us, uint64_t tokens) {
+    double seconds = (double)(now_us - r->rate_us) / 1e6;
+    bool known = r->rate_us != 0 && seconds > 0;
+    double rate = known ? (double)(tokens - r->rate_tokens) / seconds : 0;
+    r->rate_us = now_us;
+    r->rate_tokens = tokens;
+    return rate;
+}
+
+static void drop_replies(struct registry *r, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        freeReplyObject(reply_next(r));
+    }
+}
+
 static void beat_when_due(struct registry *r) {
     int64_t now_us = clock_mono_us();
     if (r->commands == NULL || now_us < r->beat_us) {
@@ -370,13 +389,27 @@ static void beat_when_due(struct registry *r) {
     (void)pthread_mutex_lock(&r->lock);
     struct registry_heartbeat b = r->beat;
     (void)pthread_mutex_unlock(&r->lock);
+    uint64_t tokens = metrics_value(r->options.metrics, METRIC_TOKENS_SAMPLED);
+    long long now_ms = clock_wall_ms();
+    char rate[32]; /* hiredis' %f has no precision */
+    (void)snprintf(rate, sizeof rate, "%.1f", token_rate(r, now_us, tokens));
     append(r,
-           "HSET lorry:worker:%s heartbeat_ms %lld partitions %u adapters %u running %u waiting %u",
-           r->options.worker_id, (long long)clock_wall_ms(), b.partitions, b.adapters_resident,
-           b.running, b.waiting);
+           "HSET lorry:worker:%s heartbeat_ms %lld partitions %u adapters %u running %u waiting %u "
+           "tokens %llu tokens_s %s http %s",
+           r->options.worker_id, now_ms,
+           (unsigned)metrics_gauge(r->options.metrics, METRIC_PARTITIONS), b.adapters_resident,
+           b.running, b.waiting, (unsigned long long)tokens, rate, r->options.http);
     append(r, "EXPIRE lorry:worker:%s %d", r->options.worker_id, REDIS_WORKER_EXPIRE_S);
-    freeReplyObject(reply_next(r));
-    freeReplyObject(reply_next(r));
+    append(r, "ZADD lorry:workers:%s %lld %s", r->options.group, now_ms, r->options.worker_id);
+    append(r, "ZREMRANGEBYSCORE lorry:workers:%s -inf %lld", r->options.group, now_ms - FORGET_MS);
+    drop_replies(r, 4);
+}
+
+/* At the end: who looks sees at once that this worker is gone. */
+static void farewell(struct registry *r) {
+    append(r, "DEL lorry:worker:%s", r->options.worker_id);
+    append(r, "ZREM lorry:workers:%s %s", r->options.group, r->options.worker_id);
+    drop_replies(r, 2);
 }
 
 static void wait_for_work(struct registry *r) {
@@ -405,6 +438,7 @@ static void *registry_main(void *argument) {
             continue;
         }
         if (atomic_load(&r->closing)) {
+            farewell(r);
             return NULL;
         }
         wait_for_work(r);

@@ -12,7 +12,9 @@
  * Keys (hashes): lorry:job:<id>      deadline_ms, cancel (from outside), attempt (ours; 7 days)
  *                lorry:adapter:<id>  revision, rank, bytes, state, message (ours), ttl_ms,
  *                                    ttft_slo_ms (from outside)
- *                lorry:worker:<id>   heartbeat_ms, partitions, adapters, running, waiting (30 s)
+ *                lorry:worker:<id>   heartbeat_ms, partitions, adapters, running, waiting, tokens,
+ *                                    tokens_s (of the last seconds), http (30 s; away at the end)
+ * and, sorted by heartbeat_ms, lorry:workers:<group>: the ids of the group's workers.
  * Events on channel lorry:events: "job <id>", "adapter <id>". */
 #ifndef LORRY_WORKER_REGISTRY_H
 #define LORRY_WORKER_REGISTRY_H
@@ -41,7 +43,9 @@ struct registry_options {
     uint32_t timeout_ms;
     uint32_t jobs_max; /* held at once */
     const char *worker_id;
-    struct metrics *metrics; /* REDIS_UP */
+    const char *group;       /* of Kafka */
+    const char *http;        /* "host:port" of /metrics; empty = none */
+    struct metrics *metrics; /* REDIS_UP; what the heartbeat says is read from it */
     /* A looked-up job goes on to the loop; called by the registry's thread. */
     void (*looked)(void *context, struct job *job);
     /* job->attempt is set; called by the registry's thread, which then touches the job no more. */
@@ -81,7 +85,7 @@ void registry_adapter(struct registry *r, const struct model_adapter_facts *fact
 bool registry_update(struct registry *r, struct registry_update *update);
 
 struct registry_heartbeat {
-    uint32_t partitions, adapters_resident, running, waiting;
+    uint32_t adapters_resident, running, waiting;
 };
 /* Thread: loop. What the next heartbeat says. */
 void registry_heartbeat(struct registry *r, const struct registry_heartbeat *beat);

@@ -39,6 +39,7 @@ struct worker {
     struct kern_limits limits;
     struct worker_plan plan;
     char id[256];
+    char http[300]; /* "host:port"; empty = none */
     int progress_percent;
 
     /* While it runs. */
@@ -183,6 +184,7 @@ static enum err open_parts(struct worker *w, struct err_text *why) {
     if (e == ERR_OK && w->health != NULL) {
         health_waiting(w->health, "model");
         log_info("http", "listening host=%s port=%u", c->http_host, health_port(w->health));
+        (void)snprintf(w->http, sizeof w->http, "%s:%u", c->http_host, health_port(w->health));
     }
     if (e == ERR_OK) {
         e = model_open(&w->model, c->model_dir, why);
@@ -299,6 +301,8 @@ static enum err start_middle(struct worker *w, struct source *source, const stru
                                         .timeout_ms = (uint32_t)c->redis_timeout_ms,
                                         .jobs_max = jobs_max,
                                         .worker_id = w->id,
+                                        .group = c->kafka_group,
+                                        .http = w->http,
                                         .metrics = w->metrics,
                                         .looked = looked,
                                         .started = attempt_known,

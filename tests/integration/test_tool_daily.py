@@ -1,10 +1,17 @@
 """lorry in daily use: adapters come and go under a running worker; answers for scripts."""
 
 import json
+import os
+import pty
+import select
 import shutil
+import signal
+import subprocess
+import time
 
 import folders
 import pytest
+from lab import as_flags, clean_environment, eventually
 
 DONE, JOBS, USAGE, MODEL, BROKER = 0, 1, 2, 3, 5
 
@@ -123,3 +130,75 @@ def test_answers_for_scripts(story, root, tmp_path):
     summary = json_lines(done.stdout)[0]
     assert (summary["jobs"], summary["finals"], summary["missing"]) == (1, 1, 0)
     assert summary["statuses"] == {"succeeded": 1}
+
+
+def test_top(story, long_model):
+    """Workers from their heartbeats and from /metrics, and the queue; no one's partitions move."""
+    story.model = long_model
+    story.create_topics(partitions=4)
+    options = story.client_options()
+
+    def top(*words, expect=DONE):
+        return json_lines(story.tool("top", "--once", "--json", *words, options=options,
+                                     expect=expect).stdout)[0]
+
+    seen = top()
+    assert seen["workers"] == [] and seen["queue"] == 0 and seen["problems"] == []
+    worker = story.worker("one").wait_ready(4)
+    long_jobs = [{"id": f"long-{i}", "prompt": "Hi", "max_tokens": 50_000, "ignore_eos": True,
+                  "adapter": "alpha"} for i in range(3)]
+    story.send(long_jobs)
+    story.wait_streaming("long-0")
+    eventually("the heartbeat tells of it",
+               lambda: (top()["workers"] or [{"running": 0}])[0]["running"] == 3, pause_s=0.2)
+    eventually("its speed", lambda: top()["workers"][0]["tokens_per_second"] > 0, pause_s=0.2)
+    seen = top()
+    told = seen["workers"][0]
+    assert (told["worker"], told["partitions"], told["adapters"]) == ("one", 4, 1)
+    assert told["http"] == f"127.0.0.1:{worker.port()}"
+    assert seen["queue"] == 3, "what runs is not committed"
+    assert seen["topics"] == [{"topic": story.jobs, "partitions": 4, "queue": 3}]
+
+    asked = top("--url", told["http"])
+    assert len(asked["workers"]) == 1, "the same worker"
+    assert asked["workers"][0]["age_ms"] == 0 and asked["workers"][0]["running"] == 3
+    assert asked["workers"][0]["tokens_per_second"] > 0
+    alone = story.tool("top", "--once", "--json", "--url", f"http://{told['http']}/",
+                       options={**options, "redis.url": ""})
+    assert json_lines(alone.stdout)[0]["workers"][0]["worker"] == told["http"]
+    page = story.tool("top", "--once", options=options).stdout.decode()
+    assert "one" in page and story.jobs[-20:] in page and "\033" not in page
+    assert max(map(len, page.splitlines())) <= 80
+
+    assert worker.metric("partitions") == 4
+    story.tool("cancel", *[job["id"] for job in long_jobs], options=options)
+    story.check()
+    worker.stop()
+    assert top()["workers"] == [], "who stops says so"
+
+
+def test_top_on_a_terminal(story):
+    """It draws over its page and leaves the terminal as it was."""
+    story.create_topics(partitions=2)
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [story.lab.lorry, "top", "--interval=1", *as_flags(story.client_options())],
+        stdin=theirs, stdout=theirs, stderr=theirs, cwd=story.folder,
+        env={**clean_environment(), "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    deadline = time.monotonic() + 20
+    while seen.count(b"\033[H") < 2 and time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.2)[0]:
+            seen += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    while time.monotonic() < deadline:
+        try:
+            seen += os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+    assert process.wait(10) == DONE
+    os.close(ours)
+    assert seen.startswith(b"\033[?1049h") and seen.rstrip().endswith(b"\033[?1049l")
+    assert seen.count(b"\033[H") >= 2 and b"none is heard of" in seen and b"queue 0" in seen

@@ -29,7 +29,7 @@ static void assert_printed(const char *text) {
 static const char *const commands[] = {
     "run",          "submit",        "collect",        "tail",         "cancel",
     "deadline",     "adapters list", "adapters check", "adapters add", "adapters rm",
-    "adapters slo", "topics create", "check",          "completion",
+    "adapters slo", "topics create", "check",          "top",          "completion",
 };
 enum { COMMAND_COUNT = sizeof commands / sizeof commands[0] };
 
@@ -108,6 +108,9 @@ static void wrong_usage_exits_with_2(void **state) {
         "adapters slo ../a --ttl-ms 5",
         "topics create x",
         "check x",
+        "top x",
+        "top --url https://x",
+        "top --interval 0",
         "check --kafka.partitions none",
     };
     (void)state;
@@ -159,6 +162,10 @@ static void no_broker_exits_with_5(void **state) {
     assert_int_equal(lorry("topics create --kafka.brokers 127.0.0.1:1 --kafka.start_timeout_s 0"),
                      5);
     assert_int_equal(lorry("cancel a --redis.url redis://127.0.0.1:1"), 5);
+    assert_int_equal(
+        lorry("top --once --kafka.brokers 127.0.0.1:1 --redis.url redis://127.0.0.1:1"), 5);
+    assert_printed("workers are not known");
+    assert_printed("the queue is not known");
 }
 
 /* What bash offers behind `words`, of which the last one is being typed. */
