@@ -80,7 +80,8 @@ static void emit_outcome(struct wire_emit *w, const struct wire_final *f) {
 
 enum err wire_final_encode(const struct wire_final *f, enum wire_encoding encoding,
                            struct wire_buffer *out) {
-    if (wire_logprobs_values(&f->logprobs) + f->token_count > WIRE_VALUES_MAX - VALUES_BESIDES) {
+    if (f->logprobs.count > 0 &&
+        wire_logprobs_values(&f->logprobs) + f->token_count > WIRE_VALUES_MAX - VALUES_BESIDES) {
         return ERR_TOO_LARGE;
     }
     struct wire_emit w;

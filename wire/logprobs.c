@@ -93,8 +93,9 @@ static bool read_one(struct wire_value token, struct wire_value logprob, struct 
     if (type != WIRE_TYPE_REAL && type != WIRE_TYPE_INT) {
         return false;
     }
-    *to = (struct wire_logprob){.token = (uint32_t)id, .logprob = (float)wire_value_real(logprob)};
-    return isfinite(to->logprob);
+    float read = (float)wire_value_real(logprob);
+    *to = (struct wire_logprob){.token = (uint32_t)id, .logprob = shown(read)};
+    return isfinite(read);
 }
 
 /* The list of alternatives of one entry; the first entry's says how many all have. */

@@ -54,8 +54,11 @@ CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 
 OPENAI = {"custom_id": "r-1", "method": "POST", "url": "/v1/chat/completions",
           "body": {"model": "pirate", "messages": CHAT, "max_completion_tokens": 8, "stop": "x", "logprobs": False,
                    "top_logprobs": 0, "response_format": {"type": "text"}, "metadata": {"a": "b"}, "user": "u"}}
+LOGPROBS = [{"token": 1, "logprob": -0.5, "top": [[1, -0.5], [7, -1.25]]},
+            {"token": 2, "logprob": -9999, "top": [[3, -1e-30], [4, -123456.5]]},
+            {"token": 70000, "logprob": 0, "top": [[70000, 0], [0, -9999]]}]
 FRAMES = [{"v": 1, "id": "a", "attempt": 1, "run": RUN, "seq": i, "pos": 0, "kind": kind, "text": "t\u00e9xt",
-           "tokens": [1, 2, 70000]} for i, kind in enumerate(["start", "tokens", "restart", "end"])]
+           "tokens": [1, 2, 70000], "logprobs": LOGPROBS if kind == "tokens" else None} for i, kind in enumerate(["start", "tokens", "restart", "end"])]
 
 
 def final(status, **more):
@@ -83,6 +86,9 @@ def seeds():
     yield "job_lacks", JOB, {"prompt": "x", "tools": [{"type": "function"}]}
     yield "job_two_inputs", JOB, {"prompt": "x", "tokens": [1]}
     yield "job_types", JOB, {"prompt": 1, "max_tokens": "1", "temperature": True}
+    yield "job_sampling", JOB, {"prompt": "x", "min_p": 0.05, "repetition_penalty": 1.1, "presence_penalty": -2,
+                                "frequency_penalty": 1.5, "logprobs": True, "top_logprobs": 20}
+    yield "job_logprobs", JOB | STRICT, {"prompt": "x", "logprobs": 3, "top_logprobs": 4}
     yield "job_nul", JOB, {"prompt": "a\u0000b"}
     yield "job_big_numbers", JOB, {"prompt": "x", "seed": -(1 << 63), "temperature": 1e300, "top_p": 5e-324}
     yield "openai_chat", JOB, OPENAI
@@ -95,6 +101,8 @@ def seeds():
     text = {"text": "done \u2713", "tokens": [5, 6], "finish_reason": "stop"}
     yield "final_succeeded", FINAL, final("succeeded", **text)
     yield "final_length", FINAL, final("succeeded", **{**text, "finish_reason": "length", "metadata": {"a": "b"}})
+    yield "final_logprobs", FINAL, final("succeeded", **text, logprobs=LOGPROBS[:2])
+    yield "final_uneven", FINAL, final("succeeded", **text, logprobs=[LOGPROBS[0], {"token": 1, "logprob": 0, "top": []}])
     for status in ("failed", "rejected", "expired", "cancelled"):
         error = {"code": "bad_field", "message": "max_tokens must be at least 1", "field": "max_tokens"}
         yield "final_" + status, FINAL, final(status, error=error, run=None, attempt=0)

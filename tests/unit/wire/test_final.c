@@ -102,6 +102,10 @@ static void round_trips(void **state) {
     (void)state;
     round_trip(&full);
     round_trip(&least);
+    struct wire_final unlikely = full; /* less than is shown reads back as what is shown */
+    const struct wire_logprob low[] = {{1, -9999}, {2, -9999}};
+    unlikely.logprobs = (struct wire_logprobs){low, low, 2, 1};
+    round_trip(&unlikely);
     for (int status = WIRE_SUCCEEDED; status <= WIRE_CANCELLED; status++) {
         struct wire_final f = full;
         f.status = (enum wire_status)status;
