@@ -5,7 +5,7 @@ program to.
     tools/compatibility.py              the page; `make docs` writes it, a test compares it
 
 It reads tests/golden: the goldens (test_golden, test_smollm2), bad.json and the adapters that it
-names (test_adapter), bad_configs.json (test_config). It fails where a kind of adapter is neither
+names (test_adapter), published_configs.json and bad_configs.json (test_config). It fails where a kind of adapter is neither
 exact somewhere nor refused. The standard library is enough for it.
 """
 
@@ -320,6 +320,9 @@ def main():
     manifest = read(GOLDEN / "tiny-llama/bad.json")
     print(INTRO)
     print_models(families)
+    names = [one["name"] for one in read(GOLDEN / "published_configs.json")]
+    print(f"\nThe config.json and generation_config.json of these are read as they should be: "
+          f"{', '.join(names)}.")  # fmt: skip
     print(MODELS)
     print_bad_configs()
     print(ADAPTERS)

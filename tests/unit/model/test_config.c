@@ -201,6 +201,61 @@ static void test_dtype_does_not_matter(void **state) {
     (void)accepts("{\"dtype\": \"float16\"}", "");
 }
 
+static double number(const json_t *object, const char *key) {
+    const json_t *value = json_object_get(object, key);
+    assert_true(json_is_number(value) || json_is_boolean(value));
+    return json_is_boolean(value) ? json_boolean_value(value) : json_number_value(value);
+}
+
+static void published(const json_t *one) {
+    char *config = json_dumps(json_object_get(one, "config"), 0);
+    char *generation = json_dumps(json_object_get(one, "generation"), 0);
+    const struct model_bytes files[] = {{(uint8_t *)config, strlen(config)},
+                                        {(uint8_t *)generation, strlen(generation)}};
+    struct model_facts f;
+    struct err_text why = {0};
+    float *freq = NULL;
+    const char *name = json_string_value(json_object_get(one, "name"));
+    if (model_config_parse(&f, &freq, &files[0], &files[1], &why) != ERR_OK) {
+        fail_msg("%s: %s", name, why.message);
+    }
+    const json_t *shape = json_object_get(one, "shape");
+    const struct kern_shape *s = &f.shape;
+    double longest = 2 * M_PI / (double)freq[s->head_dim / 2 - 1];
+    bool equal =
+        number(shape, "layers") == s->layers && number(shape, "window") == s->window &&
+        number(shape, "kv_heads") == s->kv_heads && number(shape, "head_dim") == s->head_dim &&
+        number(shape, "qkv_bias") == s->qkv_bias && number(shape, "qk_norm") == s->qk_norm &&
+        number(shape, "tied") == f.tied && fabs(number(shape, "longest") / longest - 1) < 1e-5 &&
+        (float)number(one, "temperature") == f.temperature &&
+        (float)number(one, "top_p") == f.top_p && number(one, "top_k") == f.top_k;
+    const json_t *eos = json_object_get(one, "eos");
+    equal = equal && json_array_size(eos) == f.eos_count;
+    for (uint32_t i = 0; i < f.eos_count && equal; i++) {
+        equal = json_integer_value(json_array_get(eos, i)) == f.eos[i];
+    }
+    if (!equal) {
+        fail_msg("%s: not read as it should be", name);
+    }
+    free(freq);
+    free(generation);
+    free(config);
+}
+
+/* The fields that the families' own checkpoints carry; `longest` is the longest wavelength of the
+ * rotary embeddings, in tokens. */
+static void test_reads_published_configs(void **state) {
+    (void)state;
+    json_t *list = json_read(GOLDEN, "published_configs.json");
+    assert_true(json_array_size(list) >= 12);
+    size_t i = 0;
+    const json_t *one = NULL;
+    json_array_foreach(list, i, one) {
+        published(one);
+    }
+    json_decref(list);
+}
+
 /* What docs/COMPATIBILITY.md says of configs that are refused, and with which words. */
 static void test_refuses_the_bad_configs(void **state) {
     (void)state;
@@ -379,6 +434,7 @@ int main(void) {
         cmocka_unit_test(test_reads_a_mistral),
         cmocka_unit_test(test_windows),
         cmocka_unit_test(test_dtype_does_not_matter),
+        cmocka_unit_test(test_reads_published_configs),
         cmocka_unit_test(test_refuses_the_bad_configs),
         cmocka_unit_test(test_refuses_what_it_does_not_build),
         cmocka_unit_test(test_refuses_missing_fields),
