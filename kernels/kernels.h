@@ -43,6 +43,9 @@ enum {
     KERN_LOGPROBS_MAX = 20,    /* alternatives beside a sampled token */
 };
 
+/* What it may change outside the layers. */
+enum kern_outer { KERN_OUTER_EMBED, KERN_OUTER_HEAD, KERN_OUTERS };
+
 #define KERN_BASE UINT32_MAX       /* as an adapter: none */
 #define KERN_TOKEN_LAST UINT32_MAX /* as a token: what the slot sampled last */
 
@@ -68,6 +71,9 @@ struct kern_shape {
 /* in = columns of the projection's input, out = rows of its output */
 uint32_t kern_module_in(const struct kern_shape *shape, enum kern_module module);
 uint32_t kern_module_out(const struct kern_shape *shape, enum kern_module module);
+/* The same of entry `entry` of an adapter's table (below): of the embedding, vocab and hidden. */
+uint32_t kern_lora_in(const struct kern_shape *shape, uint32_t entry);
+uint32_t kern_lora_out(const struct kern_shape *shape, uint32_t entry);
 const char *kern_module_name(enum kern_module module); /* "q_proj" … "down_proj" */
 
 /* ---- the pool ----------------------------------------------------------------------------- */
@@ -92,7 +98,14 @@ static inline uint64_t kern_page_elems(const struct kern_shape *shape, uint32_t 
  * small for the next tile it is skipped; inside a tile, A is [ranks of the block][64 columns] and B
  * is [64 columns][ranks of the block], so that in both the dimension that a product sums over is
  * contiguous. A bias is its elements in order, padded with zeros to a multiple of 64: it may go on
- * in the list's next page, but none of its runs of 64 does. */
+ * in the list's next page, but none of its runs of 64 does.
+ *
+ * What lies outside the layers fills a second list of pages, plane after plane: of its n pages,
+ * plane 0 of all of them in order, then plane 1 of all, and so on. Element e lies in plane
+ * e / page_elems / n, in page e / page_elems % n of the list, at e % page_elems. It holds A, B and
+ * bias as above, first of the embedding, then of the head. The embedding's A [rank, vocab] is in
+ * B's tile order, tokens as columns, since it is gathered: x += scale · B A[:, token] reads a run
+ * of ranks of each block. It has no bias. */
 
 struct kern_lora {
     uint32_t rank; /* padded; 0 = the adapter leaves this module of this layer alone */
@@ -100,6 +113,12 @@ struct kern_lora {
     uint64_t a, b; /* first element of each in the list; a multiple of 64 */
     uint64_t bias; /* likewise; 0 = none: what lies there is always an A */
 };
+
+/* An adapter's table: an entry for each module of each layer, [layers][KERN_MODULES], then
+ * [KERN_OUTERS]. */
+static inline uint32_t kern_lora_count(uint32_t layers) {
+    return layers * KERN_MODULES + KERN_OUTERS;
+}
 
 uint32_t kern_rank_padded(uint32_t rank);
 
@@ -115,11 +134,14 @@ uint64_t kern_tile_begin(uint64_t page_elems, uint64_t begin, uint32_t rank, uin
 uint64_t kern_bias_end(uint64_t begin, uint32_t columns);
 
 /* Copies a row-major f32 matrix into tile order at `image` (zeroed before, f32 list elements).
- * A is [rank_true][columns]; B is given as [columns][rank_true]; the bias is [columns]. */
+ * A is [rank_true][columns]; B is given as [columns][rank_true]; the bias is [columns]. _a_gathered
+ * is for the embedding's A, [rank_true][columns] too. */
 void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lora *lora,
                          const float *a, uint32_t rank_true, uint32_t columns);
 void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,
                          const float *b, uint32_t rank_true, uint32_t columns);
+void kern_matrix_store_a_gathered(float *image, uint64_t page_elems, const struct kern_lora *lora,
+                                  const float *a, uint32_t rank_true, uint32_t columns);
 void kern_bias_store(float *image, const struct kern_lora *lora, const float *bias,
                      uint32_t columns);
 
@@ -174,9 +196,10 @@ struct kern_slot_page {
 /* Delta: an adapter becomes usable under `adapter`, or its pages moved. */
 struct kern_adapter_set {
     uint32_t adapter;
-    const struct kern_lora *lora; /* [layers][KERN_MODULES] */
-    const uint32_t *pages;        /* [page_count] */
+    const struct kern_lora *lora; /* [kern_lora_count(layers)] */
+    const uint32_t *pages;        /* [page_count]: the layers' list, then the second */
     uint32_t page_count;
+    uint32_t outer_pages; /* of them, those of the second list; either may be empty */
 };
 
 /* All pointers are host memory, read before step_begin returns. */
@@ -215,7 +238,7 @@ struct kern_limits { /* fixed at open; all memory but the pool and the weights f
     uint32_t step_tokens;   /* most tokens of a step */
     uint32_t step_samples;  /* most sampling chunks of a step */
     uint32_t slot_pages;    /* most pages of a sequence */
-    uint32_t adapter_pages; /* most pages of an adapter */
+    uint32_t adapter_pages; /* most pages of an adapter, both lists together */
     uint32_t page_tokens;   /* T, a power of two; page_elems is at least 2,048, a multiple of 64 */
     uint32_t threads;       /* CPU: 0 = as many as there are cores */
 };
@@ -261,8 +284,9 @@ struct kern_ops {
     enum err (*pool)(struct kern_device *d, uint32_t page_count, struct err_text *why);
 
     /* Copies an adapter image [layers][page_count][page_elems] of device elements into the pages of
-     * all planes; `*event` is done when they may be used by a step that begins later. The image
-     * must stay until then. Pages must not be named by a step in flight. */
+     * all planes; `*event` is done when they may be used by a step that begins later, and so are
+     * those of all loads before. The image must stay until then. Pages must not be named by a step
+     * in flight. An adapter's two lists are loaded one after the other. */
     enum err (*load)(struct kern_device *d, const void *image, const uint32_t *pages,
                      uint32_t page_count, uint64_t *event);
     bool (*event_done)(struct kern_device *d, uint64_t event);

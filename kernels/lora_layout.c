@@ -47,6 +47,27 @@ uint32_t kern_module_out(const struct kern_shape *shape, enum kern_module module
     return 0;
 }
 
+static bool is_outer(const struct kern_shape *shape, uint32_t entry, enum kern_outer outer) {
+    CHECK(entry < kern_lora_count(shape->layers));
+    return entry == shape->layers * KERN_MODULES + outer;
+}
+
+uint32_t kern_lora_in(const struct kern_shape *shape, uint32_t entry) {
+    if (is_outer(shape, entry, KERN_OUTER_EMBED)) {
+        return shape->vocab;
+    }
+    return is_outer(shape, entry, KERN_OUTER_HEAD) ? shape->hidden
+                                                   : kern_module_in(shape, entry % KERN_MODULES);
+}
+
+uint32_t kern_lora_out(const struct kern_shape *shape, uint32_t entry) {
+    if (is_outer(shape, entry, KERN_OUTER_EMBED)) {
+        return shape->hidden;
+    }
+    return is_outer(shape, entry, KERN_OUTER_HEAD) ? shape->vocab
+                                                   : kern_module_out(shape, entry % KERN_MODULES);
+}
+
 const char *kern_module_name(enum kern_module module) {
     static const char *const names[KERN_MODULES] = {
         [KERN_Q] = "q_proj",       [KERN_K] = "k_proj",       [KERN_V] = "v_proj",
@@ -170,6 +191,16 @@ void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lo
                              .rank_true = rank_true,
                              .columns = columns};
     matrix_store(image, page_elems, lora->a, lora->rank, &m, false);
+}
+
+void kern_matrix_store_a_gathered(float *image, uint64_t page_elems, const struct kern_lora *lora,
+                                  const float *a, uint32_t rank_true, uint32_t columns) {
+    const struct source m = {.elements = a,
+                             .rank_stride = columns,
+                             .column_stride = 1,
+                             .rank_true = rank_true,
+                             .columns = columns};
+    matrix_store(image, page_elems, lora->a, lora->rank, &m, true);
 }
 
 void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,

@@ -256,21 +256,38 @@ static enum err open_adapter(struct parsed *p, const struct model_facts *model,
 
 /* ---- the image ---------------------------------------------------------------------------- */
 
-/* Converts every tensor, through `scratch` of plan.elements_max, into `elements`
- * [layers][page_count][page_elems], or nowhere when that is NULL: the check of their values. */
+/* Where the list of entry `entry` begins in `elements`: its layer's plane, or the second list. */
+static float *list_begin(const struct model_adapter_plan *plan, uint64_t page_elems,
+                         float *elements, uint32_t entry) {
+    uint32_t layer_pages = plan->page_count - plan->outer_pages;
+    return elements + (uint64_t)(entry / KERN_MODULES) * layer_pages * page_elems;
+}
+
+/* Stores one part of an entry: 0 is A, 1 is B, 2 the bias. */
+static void store_part(const struct parsed *p, const struct kern_shape *shape, uint64_t page_elems,
+                       float *list, uint32_t entry, unsigned part, const float *from) {
+    const struct kern_lora *lora = &p->plan.lora[entry];
+    uint32_t rank = (uint32_t)p->plan.pairs[entry].a->shape[0];
+    uint32_t in = kern_lora_in(shape, entry);
+    uint32_t out = kern_lora_out(shape, entry);
+    if (part == 2) {
+        kern_bias_store(list, lora, from, out);
+    } else if (part == 1) {
+        kern_matrix_store_b(list, page_elems, lora, from, rank, out);
+    } else if (entry == shape->layers * KERN_MODULES + KERN_OUTER_EMBED) {
+        kern_matrix_store_a_gathered(list, page_elems, lora, from, rank, in);
+    } else {
+        kern_matrix_store_a(list, page_elems, lora, from, rank, in);
+    }
+}
+
+/* Converts every tensor, through `scratch` of plan.elements_max, into `elements`, as pool_image has
+ * them, or nowhere when that is NULL: the check of their values. */
 static enum err convert(const struct parsed *p, const struct kern_shape *shape, uint64_t page_elems,
                         float *elements, float *scratch, struct err_text *why) {
     const struct model_adapter_plan *plan = &p->plan;
-    for (uint32_t i = 0; i < plan->layers * KERN_MODULES; i++) {
+    for (uint32_t i = 0; i < kern_lora_count(plan->layers); i++) {
         const struct model_lora_pair *pair = &plan->pairs[i];
-        if (pair->a == NULL) {
-            continue;
-        }
-        enum kern_module m = i % KERN_MODULES;
-        uint32_t rank = (uint32_t)pair->a->shape[0];
-        float *layer = elements == NULL ? NULL
-                                        : elements + (uint64_t)(i / KERN_MODULES) *
-                                                         plan->page_count * page_elems;
         const struct model_tensor *const parts[] = {pair->a, pair->b, pair->bias};
         for (unsigned part = 0; part < 3; part++) {
             const struct model_tensor *t = parts[part];
@@ -283,14 +300,9 @@ static enum err convert(const struct parsed *p, const struct kern_shape *shape, 
                                      MODEL_ADAPTER_FILE ": tensor %s holds NaN or infinity",
                                      t->name);
             }
-            if (layer != NULL && part == 0) {
-                kern_matrix_store_a(layer, page_elems, &plan->lora[i], scratch, rank,
-                                    kern_module_in(shape, m));
-            } else if (layer != NULL && part == 1) {
-                kern_matrix_store_b(layer, page_elems, &plan->lora[i], scratch, rank,
-                                    kern_module_out(shape, m));
-            } else if (layer != NULL) {
-                kern_bias_store(layer, &plan->lora[i], scratch, kern_module_out(shape, m));
+            if (elements != NULL) {
+                store_part(p, shape, page_elems, list_begin(plan, page_elems, elements, i), i, part,
+                           scratch);
             }
         }
     }
@@ -315,6 +327,7 @@ static enum err make_image(const struct parsed *p, const struct kern_shape *shap
     uint64_t page_elems = kern_page_elems(shape, o->page_tokens);
     struct pool_image wanted = {.rank_max = f->rank_max,
                                 .page_count = f->page_count,
+                                .outer_pages = p->plan.outer_pages,
                                 .layers = shape->layers,
                                 .page_elems = page_elems,
                                 .bytes = f->image_bytes};
@@ -330,7 +343,7 @@ static enum err make_image(const struct parsed *p, const struct kern_shape *shap
         pool_store_abort(store, made);
         return e;
     }
-    memcpy(made->lora, p->plan.lora, (size_t)shape->layers * KERN_MODULES * sizeof *made->lora);
+    memcpy(made->lora, p->plan.lora, kern_lora_count(shape->layers) * sizeof *made->lora);
     *image = pool_store_commit(store, made);
     return ERR_OK;
 }

@@ -15,8 +15,9 @@ static enum err bad(struct err_text *why, enum err e, const char *tensor, const 
 enum part { PART_A, PART_B, PART_BIAS };
 
 struct place {
+    bool outside; /* of the layers */
     uint32_t layer;
-    enum kern_module module;
+    uint32_t which; /* enum kern_module, or enum kern_outer outside */
     enum part part;
 };
 
@@ -46,53 +47,104 @@ static bool skip_number(const char **at, uint32_t *number) {
     return true;
 }
 
-/* base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight; savers other than PEFT's leave
- * the adapter's name in: lora_A.default.weight. */
-static bool parse_name(const char *name, struct place *place) {
-    const char *at = name;
-    if (!skip(&at, "base_model.model.model.layers.") || !skip_number(&at, &place->layer) ||
-        !skip(&at, ".")) {
+/* The module's name, up to the part: model.layers.7.self_attn.q_proj */
+static bool skip_module(const char **at, struct place *place) {
+    if (!skip(at, "model.layers.") || !skip_number(at, &place->layer) || !skip(at, ".")) {
         return false;
     }
-    bool attention = skip(&at, "self_attn.");
-    if (!attention && !skip(&at, "mlp.")) {
+    bool attention = skip(at, "self_attn.");
+    if (!attention && !skip(at, "mlp.")) {
         return false;
     }
-    bool found = false;
-    for (enum kern_module m = 0; m < KERN_MODULES && !found; m++) {
-        if ((m <= KERN_O) == attention && skip(&at, kern_module_name(m))) {
-            place->module = m;
-            found = true;
+    for (enum kern_module m = 0; m < KERN_MODULES; m++) {
+        if ((m <= KERN_O) == attention && skip(at, kern_module_name(m))) {
+            place->which = m;
+            return true;
         }
     }
-    if (!found) {
+    return false;
+}
+
+static const char *const outer_paths[KERN_OUTERS] = {
+    [KERN_OUTER_EMBED] = "model.embed_tokens", [KERN_OUTER_HEAD] = "lm_head"};
+
+static bool skip_outer(const char **at, struct place *place) {
+    for (enum kern_outer o = 0; o < KERN_OUTERS; o++) {
+        if (skip(at, outer_paths[o])) {
+            place->outside = true;
+            place->which = o;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight; savers other than PEFT's leave
+ * the adapter's name in: lora_A.default.weight. The embedding's are parameters themselves:
+ * base_model.model.model.embed_tokens.lora_embedding_A. */
+static bool parse_name(const char *name, struct place *place) {
+    const char *at = name;
+    if (!skip(&at, "base_model.model.") || (!skip_outer(&at, place) && !skip_module(&at, place))) {
         return false;
     }
-    bool is_b = skip(&at, ".lora_B");
-    if (!is_b && !skip(&at, ".lora_A")) {
+    bool embed = place->outside && place->which == KERN_OUTER_EMBED;
+    bool is_b = skip(&at, embed ? ".lora_embedding_B" : ".lora_B");
+    if (!is_b && !skip(&at, embed ? ".lora_embedding_A" : ".lora_A")) {
         return false;
     }
     (void)skip(&at, ".default");
-    bool is_bias = is_b && strcmp(at, ".bias") == 0;
+    bool is_bias = is_b && !embed && strcmp(at, ".bias") == 0;
     place->part = is_bias ? PART_BIAS : is_b ? PART_B : PART_A;
-    return is_bias || strcmp(at, ".weight") == 0;
+    return is_bias || strcmp(at, embed ? "" : ".weight") == 0;
 }
 
-static void module_path(char room[96], uint32_t layer, enum kern_module m) {
+static void entry_path(char room[96], uint32_t layers, uint32_t entry) {
+    uint32_t layer = entry / KERN_MODULES;
+    enum kern_module m = entry % KERN_MODULES;
+    if (layer == layers) {
+        (void)snprintf(room, 96, "%s", outer_paths[entry - layers * KERN_MODULES]);
+        return;
+    }
     (void)snprintf(room, 96, "model.layers.%u.%s.%s", layer, m <= KERN_O ? "self_attn" : "mlp",
                    kern_module_name(m));
 }
 
 /* ---- pairs -------------------------------------------------------------------------------- */
 
+/* Why a tensor has no place, and what to do about it. */
+static const char *not_supported(const char *name) {
+    static const struct {
+        const char *part, *text;
+    } reasons[] = {
+        {".base_layer.weight",
+         "it is a copy of a base matrix, which PEFT saves beside LoRA on embed_tokens and lm_head; "
+         "save the adapter with save_embedding_layers=False"},
+        {"lora_magnitude_vector", "DoRA is not supported; merge the adapter into its base"},
+        {"trainable_tokens_delta",
+         "trained tokens (trainable_token_indices) are not supported; merge the adapter into its "
+         "base"},
+        {"modules_to_save",
+         "trained copies of modules (modules_to_save) are not supported; train LoRA on them, or "
+         "merge the adapter into its base"},
+        {"lora_", "only lora_A, lora_B and its bias of q, k, v, o, gate, up and down_proj, "
+                  "embed_tokens and lm_head are supported, under PEFT's names"},
+    };
+    for (size_t i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {
+        if (strstr(name, reasons[i].part) != NULL) {
+            return reasons[i].text;
+        }
+    }
+    return "it is not LoRA: trained base weights, biases and copies of modules are not supported; "
+           "merge the adapter into its base";
+}
+
 static enum err place_tensor(struct model_adapter_plan *p, const struct model_tensor *t,
                              struct err_text *why) {
     struct place place = {0};
     if (!parse_name(t->name, &place)) {
-        return bad(why, ERR_UNSUPPORTED_ADAPTER, t->name,
-                   "only lora_A and lora_B of the layers' linear modules are supported");
+        return bad(why, ERR_UNSUPPORTED_ADAPTER, t->name, not_supported(t->name));
     }
-    if (place.layer >= p->layers) {
+    if (!place.outside && place.layer >= p->layers) {
         return err_set_field(why, ERR_BAD_ADAPTER, t->name,
                              MODEL_ADAPTER_FILE ": tensor %s: the model has only %u layers; the "
                                                 "adapter is of another model",
@@ -109,7 +161,8 @@ static enum err place_tensor(struct model_adapter_plan *p, const struct model_te
         return bad(why, ERR_BAD_ADAPTER, t->name,
                    is_bias ? "it is not a vector" : "it is not a matrix");
     }
-    struct model_lora_pair *pair = &p->pairs[(size_t)place.layer * KERN_MODULES + place.module];
+    uint32_t layer = place.outside ? p->layers : place.layer;
+    struct model_lora_pair *pair = &p->pairs[(size_t)layer * KERN_MODULES + place.which];
     const struct model_tensor **part = is_bias                ? &pair->bias
                                        : place.part == PART_B ? &pair->b
                                                               : &pair->a;
@@ -158,8 +211,10 @@ static enum err check_bias(const struct model_lora_pair *pair, uint32_t out,
 }
 
 static enum err check_pair(const struct model_lora_pair *pair, const struct kern_shape *shape,
-                           const struct model_peft *peft, enum kern_module m, const char *path,
+                           const struct model_peft *peft, uint32_t entry, const char *path,
                            struct err_text *why) {
+    uint32_t in = kern_lora_in(shape, entry);
+    uint32_t out = kern_lora_out(shape, entry);
     if (pair->a == NULL || pair->b == NULL) {
         bool has_a = pair->a != NULL;
         const char *name = has_a             ? pair->a->name
@@ -175,11 +230,11 @@ static enum err check_pair(const struct model_lora_pair *pair, const struct kern
     }
     const struct model_tensor *a = pair->a;
     uint64_t rank = a->shape[0];
-    if (a->shape[1] != kern_module_in(shape, m)) {
-        return wrong_shape(why, a, rank, kern_module_in(shape, m));
+    if (a->shape[1] != in) {
+        return wrong_shape(why, a, rank, in);
     }
-    if (pair->b->shape[0] != kern_module_out(shape, m) || pair->b->shape[1] != rank) {
-        return wrong_shape(why, pair->b, kern_module_out(shape, m), rank);
+    if (pair->b->shape[0] != out || pair->b->shape[1] != rank) {
+        return wrong_shape(why, pair->b, out, rank);
     }
     if (rank > KERN_RANK_MAX) {
         return err_set_field(why, ERR_UNSUPPORTED_ADAPTER, a->name,
@@ -193,54 +248,71 @@ static enum err check_pair(const struct model_lora_pair *pair, const struct kern
                                                 " says %u",
                              a->name, (unsigned long long)rank, wanted);
     }
-    return check_bias(pair, kern_module_out(shape, m), peft, why);
+    if (entry == shape->layers * KERN_MODULES + KERN_OUTER_EMBED) {
+        return peft->lora_bias ? bad(why, ERR_UNSUPPORTED_ADAPTER, a->name,
+                                     "PEFT knows no lora_bias on an embedding")
+                               : ERR_OK;
+    }
+    return check_bias(pair, out, peft, why);
 }
 
-/* Gives each matrix and bias of a layer its place; returns the layer's length in elements. */
-static uint64_t lay_out(struct kern_lora *lora, const struct model_lora_pair *pairs,
-                        const struct kern_shape *shape, uint64_t page_elems) {
+/* Gives each matrix and bias of `count` entries from `first` on its place; returns the end. */
+static uint64_t lay_out(struct model_adapter_plan *p, const struct kern_shape *shape,
+                        uint64_t page_elems, uint32_t first, uint32_t count) {
     uint64_t end = 0;
-    for (enum kern_module m = 0; m < KERN_MODULES; m++) {
-        if (lora[m].rank == 0) {
+    for (uint32_t i = first; i < first + count; i++) {
+        struct kern_lora *lora = &p->lora[i];
+        if (lora->rank == 0) {
             continue;
         }
-        lora[m].a = end;
-        lora[m].b = kern_matrix_end(page_elems, lora[m].a, lora[m].rank, kern_module_in(shape, m));
-        end = kern_matrix_end(page_elems, lora[m].b, lora[m].rank, kern_module_out(shape, m));
-        if (pairs[m].bias != NULL) {
-            lora[m].bias = end;
-            end = kern_bias_end(end, kern_module_out(shape, m));
+        uint32_t out = kern_lora_out(shape, i);
+        lora->a = end;
+        lora->b = kern_matrix_end(page_elems, lora->a, lora->rank, kern_lora_in(shape, i));
+        end = kern_matrix_end(page_elems, lora->b, lora->rank, out);
+        if (p->pairs[i].bias != NULL) {
+            lora->bias = end;
+            end = kern_bias_end(end, out);
         }
     }
     return end;
 }
 
-static enum err plan_layer(struct model_adapter_plan *p, uint32_t layer,
+static enum err plan_entry(struct model_adapter_plan *p, uint32_t entry,
                            const struct kern_shape *shape, const struct model_peft *peft,
-                           uint64_t page_elems, struct err_text *why) {
-    struct kern_lora *lora = &p->lora[(size_t)layer * KERN_MODULES];
-    const struct model_lora_pair *pairs = &p->pairs[(size_t)layer * KERN_MODULES];
-    for (enum kern_module m = 0; m < KERN_MODULES; m++) {
-        const struct model_lora_pair *pair = &pairs[m];
-        if (pair->a == NULL && pair->b == NULL && pair->bias == NULL) {
-            continue;
-        }
-        char path[96];
-        module_path(path, layer, m);
-        enum err e = check_pair(pair, shape, peft, m, path, why);
-        if (e != ERR_OK) {
-            return e;
-        }
-        uint32_t rank = (uint32_t)pair->a->shape[0];
-        lora[m].rank = kern_rank_padded(rank);
-        lora[m].scale = model_peft_scale(peft, path, rank);
-        p->rank_max = rank > p->rank_max ? rank : p->rank_max;
-        p->modules++;
+                           struct err_text *why) {
+    const struct model_lora_pair *pair = &p->pairs[entry];
+    if (pair->a == NULL && pair->b == NULL && pair->bias == NULL) {
+        return ERR_OK;
     }
-    uint64_t pages = (lay_out(lora, pairs, shape, page_elems) + page_elems - 1) / page_elems;
-    CHECK(pages <= UINT32_MAX);
-    p->page_count = pages > p->page_count ? (uint32_t)pages : p->page_count;
+    char path[96];
+    entry_path(path, shape->layers, entry);
+    enum err e = check_pair(pair, shape, peft, entry, path, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    uint32_t rank = (uint32_t)pair->a->shape[0];
+    p->lora[entry].rank = kern_rank_padded(rank);
+    p->lora[entry].scale = model_peft_scale(peft, path, rank);
+    p->rank_max = rank > p->rank_max ? rank : p->rank_max;
+    p->modules++;
     return ERR_OK;
+}
+
+/* The lengths of both lists: as the largest layer needs, and all planes of the second together. */
+static void plan_pages(struct model_adapter_plan *p, const struct kern_shape *shape,
+                       uint64_t page_elems) {
+    uint64_t pages = 0;
+    for (uint32_t layer = 0; layer < p->layers; layer++) {
+        uint64_t end = lay_out(p, shape, page_elems, layer * KERN_MODULES, KERN_MODULES);
+        uint64_t needed = (end + page_elems - 1) / page_elems;
+        pages = needed > pages ? needed : pages;
+    }
+    uint64_t end = lay_out(p, shape, page_elems, p->layers * KERN_MODULES, KERN_OUTERS);
+    uint64_t list_elems = page_elems * p->layers;
+    uint64_t outer = (end + list_elems - 1) / list_elems;
+    CHECK(pages + outer <= UINT32_MAX);
+    p->page_count = (uint32_t)(pages + outer);
+    p->outer_pages = (uint32_t)outer;
 }
 
 enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_shape *shape,
@@ -248,26 +320,27 @@ enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_sh
                             uint64_t page_elems, struct err_text *why) {
     CHECK(page_elems >= KERN_TILE_ELEMENTS);
     *out = (struct model_adapter_plan){0};
-    size_t entries = (size_t)shape->layers * KERN_MODULES;
+    uint32_t entries = kern_lora_count(shape->layers);
     struct model_adapter_plan p = {.layers = shape->layers};
     p.pairs = calloc(entries, sizeof *p.pairs);
     p.lora = calloc(entries, sizeof *p.lora);
     enum err e = ERR_OK;
     if (p.pairs == NULL || p.lora == NULL) {
-        e = err_set(why, ERR_NO_MEMORY, "no memory for a plan of %zu modules", entries);
+        e = err_set(why, ERR_NO_MEMORY, "no memory for a plan of %u modules", entries);
         goto out;
     }
     for (uint32_t i = 0; i < st->count && e == ERR_OK; i++) {
         e = place_tensor(&p, &st->tensors[i], why);
     }
-    for (uint32_t layer = 0; layer < shape->layers && e == ERR_OK; layer++) {
-        e = plan_layer(&p, layer, shape, peft, page_elems, why);
+    for (uint32_t i = 0; i < entries && e == ERR_OK; i++) {
+        e = plan_entry(&p, i, shape, peft, why);
     }
     if (e == ERR_OK && p.modules == 0) {
         e = err_set_field(why, ERR_BAD_ADAPTER, MODEL_ADAPTER_FILE,
                           MODEL_ADAPTER_FILE ": it holds no tensors");
     }
     if (e == ERR_OK) {
+        plan_pages(&p, shape, page_elems);
         *out = p;
         p = (struct model_adapter_plan){0};
     }

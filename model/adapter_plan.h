@@ -17,17 +17,18 @@ struct model_lora_pair {
 
 struct model_adapter_plan {
     uint32_t layers;
-    struct model_lora_pair *pairs; /* [layers][KERN_MODULES] */
-    struct kern_lora *lora;        /* [layers][KERN_MODULES] */
+    struct model_lora_pair *pairs; /* [kern_lora_count(layers)] */
+    struct kern_lora *lora;        /* [kern_lora_count(layers)] */
     uint32_t modules;              /* pairs that are there */
     uint32_t rank_max;
-    uint32_t page_count;
+    uint32_t page_count;  /* of both lists */
+    uint32_t outer_pages; /* of the second */
     uint64_t elements_max; /* of the largest tensor */
 };
 
 /* `st` must outlive `out`. On an error `out` is empty.
  * Errors  ERR_BAD_ADAPTER (a half is missing, a shape or rank is wrong), ERR_UNSUPPORTED_ADAPTER
- *         (a tensor that has no place in LoRA on the seven modules, a rank above KERN_RANK_MAX, a
+ *         (a tensor that has no place in LoRA on the seven modules, the embedding and the head, a rank above KERN_RANK_MAX, a
  *         dtype), naming the tensor; ERR_NO_MEMORY. */
 NODISCARD enum err model_adapter_plan(struct model_adapter_plan *out,
                                       const struct kern_shape *shape, const struct model_peft *peft,

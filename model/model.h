@@ -70,7 +70,7 @@ struct model_adapter_facts {
     char revision[POOL_REVISION_BYTES]; /* SHA-256 over names, lengths and bytes of
                                            adapter_config.json and the weight file */
     uint32_t rank_max;
-    uint32_t modules;     /* adapted (layer, module) pairs */
+    uint32_t modules;     /* adapted (layer, module) pairs; embedding and head count too */
     uint64_t file_bytes;  /* of the weights on disk */
     uint64_t image_bytes; /* in the host store */
     uint32_t page_count;

@@ -83,13 +83,15 @@ struct pool_image {
     char id[POOL_ID_BYTES];             /* NUL-terminated */
     char revision[POOL_REVISION_BYTES]; /* SHA-256 in hex of its files */
     uint32_t rank_max;
-    uint32_t page_count; /* length of its page list */
+    uint32_t page_count;  /* of its pages, both lists together */
+    uint32_t outer_pages; /* of them, those of the second list: tensors outside the layers */
     uint32_t layers;
     uint64_t page_elems;
     uint64_t bytes;         /* of `elements`: layers × page_count × page_elems × elem_bytes */
-    void *elements;         /* [layers][page_count][page_elems], device elements, tile order; at a
+    void *elements;         /* [layers][page_count - outer_pages][page_elems], then
+                               [layers][outer_pages][page_elems]; device elements, tile order; at a
                                multiple of 4,096 */
-    struct kern_lora *lora; /* [layers][KERN_MODULES]; beside the elements, within the budget */
+    struct kern_lora *lora; /* [kern_lora_count(layers)]; beside the elements, within the budget */
 };
 
 struct pool_store_options {

@@ -42,6 +42,22 @@ static struct pool_adapter *adapter_at(const struct pool *p, uint32_t adapter) {
     return a;
 }
 
+/* Both lists, one after the other: when the last copy is done, the first is too. */
+static enum err lists_load(struct pool *p, const struct pool_image *image, const uint32_t *list,
+                           uint64_t *event) {
+    uint32_t layer_pages = image->page_count - image->outer_pages;
+    uint64_t layer_bytes = image->bytes / image->page_count * layer_pages;
+    enum err e = ERR_OK;
+    if (layer_pages != 0) {
+        e = p->ops->load(p->device, image->elements, list, layer_pages, event);
+    }
+    if (e == ERR_OK && image->outer_pages != 0) {
+        e = p->ops->load(p->device, (const char *)image->elements + layer_bytes, list + layer_pages,
+                         image->outer_pages, event);
+    }
+    return e;
+}
+
 enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_image *image,
                            uint32_t *adapter) {
     (void)s; /* the hold passes to the entry; evict() gives it back to the store */
@@ -59,7 +75,7 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     /* Pages of the free list are by definition named by no step in flight, as load() wants it. */
     uint64_t event = 0;
     if (p->ops != NULL) {
-        e = p->ops->load(p->device, image->elements, list, image->page_count, &event);
+        e = lists_load(p, image, list, &event);
         if (e != ERR_OK) {
             pool_pages_drop(p, POOL_PAGE_ADAPTER, list, image->page_count, 0);
             return e;
@@ -122,7 +138,8 @@ struct kern_adapter_set pool_adapter_set(const struct pool *p, uint32_t adapter)
     return (struct kern_adapter_set){.adapter = adapter,
                                      .lora = a->image->lora,
                                      .pages = pool_residency_list(p, adapter),
-                                     .page_count = a->image->page_count};
+                                     .page_count = a->image->page_count,
+                                     .outer_pages = a->image->outer_pages};
 }
 
 const struct pool_image *pool_adapter_image(const struct pool *p, uint32_t adapter) {

@@ -173,7 +173,7 @@ void pool_store_close(struct pool_store *s) {
  * bits count. Shapes come from files, however well checked. */
 static bool sizes_of(const struct pool_image *wanted, uint32_t elem_bytes, uint64_t *elements,
                      uint64_t *lora_begin, uint64_t *all) {
-    uint64_t lora_bytes = (uint64_t)wanted->layers * KERN_MODULES * sizeof(struct kern_lora);
+    uint64_t lora_bytes = (uint64_t)kern_lora_count(wanted->layers) * sizeof(struct kern_lora);
     if (__builtin_mul_overflow((uint64_t)wanted->layers * wanted->page_count, wanted->page_elems,
                                elements) ||
         __builtin_mul_overflow(*elements, elem_bytes, elements) ||
@@ -190,6 +190,7 @@ enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wante
     CHECK(memchr(wanted->revision, '\0', sizeof wanted->revision) != NULL);
     CHECK(wanted->layers >= 1);
     CHECK(wanted->page_count >= 1);
+    CHECK(wanted->outer_pages <= wanted->page_count);
     CHECK(wanted->page_elems >= 1);
     CHECK(elem_bytes >= 1);
     uint64_t elements;

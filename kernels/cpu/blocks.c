@@ -37,13 +37,27 @@ static void embed_token(void *context, uint32_t token, uint32_t thread) {
     const struct work *w = context;
     struct kern_device *d = w->d;
     cpu_matrix_row(&d->embed, d->tokens[token].id, d->x + (uint64_t)token * d->hidden_row);
-    norm_token(w, token);
+}
+
+static void embed_piece(void *context, uint32_t item, uint32_t thread) {
+    (void)thread;
+    const struct work *w = context;
+    struct kern_device *d = w->d;
+    cpu_lora_gather(d, &d->pieces[item]);
+    cpu_lora_expand(d, &d->pieces[item], d->x, d->hidden_row, d->shape.hidden);
+}
+
+static void embed_norm(void *context, uint32_t token, uint32_t thread) {
+    (void)thread;
+    norm_token(context, token);
 }
 
 void cpu_embed(struct kern_device *d) {
     CHECK(d->phase == CPU_IN_STEP);
     struct work w = {.d = d, .norm = &d->layers[0].input_norm};
     threads_run(d->threads, embed_token, &w, d->token_count);
+    threads_run(d->threads, embed_piece, &w, cpu_lora_embed_pieces(d));
+    threads_run(d->threads, embed_norm, &w, d->token_count);
 }
 
 /* ---- qkv ---------------------------------------------------------------------------------- */
@@ -193,5 +207,5 @@ void cpu_head(struct kern_device *d) {
                                      .x_row = d->hidden_row,
                                      .y = d->logits,
                                      .y_row = d->vocab_row};
-    cpu_linear(d, &p, d->sample_count);
+    cpu_project_head(d, &p);
 }

@@ -37,6 +37,7 @@ enum {
 };
 
 #define CPU_NO_PAGE UINT32_MAX
+#define CPU_OUTER UINT32_MAX /* as the layer of LoRA work: outside the layers */
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -107,9 +108,10 @@ struct cpu_slot {
 };
 
 struct cpu_adapter {
-    struct kern_lora *lora; /* [layers][KERN_MODULES] */
+    struct kern_lora *lora; /* [kern_lora_count(layers)] */
     uint32_t *pages;        /* [adapter_pages] */
     uint32_t page_count;    /* 0 = not set */
+    uint32_t outer_pages;   /* of them, the last: the second list */
 };
 
 /* ---- a step ------------------------------------------------------------------------------- */
@@ -140,12 +142,14 @@ struct cpu_projection {
     uint32_t x_row, y_row; /* floats from row to row */
 };
 
-/* A piece of LoRA work: some rows of one segment, in one projection. */
+/* A piece of LoRA work: some rows of one segment, in one projection. Rows are the step's tokens,
+ * in the head its samples. */
 struct cpu_lora_piece {
     const struct kern_lora *lora;
     const struct cpu_adapter *adapter;
+    uint32_t layer; /* or CPU_OUTER */
     uint32_t projection;
-    uint32_t token_begin, token_count;
+    uint32_t row_begin, row_count;
 };
 
 enum cpu_phase { CPU_IDLE, CPU_IN_STEP };
@@ -223,6 +227,8 @@ enum err cpu_step_read(struct kern_device *d, uint64_t ticket, struct kern_sampl
 
 /* y = x Wᵀ for `rows` rows; x is padded with zero rows up to a multiple of 16. */
 void cpu_linear(struct kern_device *d, const struct cpu_projection *p, uint32_t rows);
+/* The same for the step's sampling rows, with the head's LoRA. */
+void cpu_project_head(struct kern_device *d, const struct cpu_projection *p);
 /* The step's tokens through 1..CPU_PROJECTIONS_MAX projections of a layer, with LoRA. */
 void cpu_project(struct kern_device *d, uint32_t layer, const struct cpu_projection *p,
                  uint32_t count);
@@ -232,12 +238,17 @@ void cpu_project(struct kern_device *d, uint32_t layer, const struct cpu_project
 /* Cuts the LoRA work of these projections into d->pieces; returns their number. */
 uint32_t cpu_lora_pieces(struct kern_device *d, uint32_t layer, uint32_t projections,
                          const struct cpu_projection *p);
+/* The same for the embedding, and for the head's sampling rows. */
+uint32_t cpu_lora_embed_pieces(struct kern_device *d);
+uint32_t cpu_lora_head_pieces(struct kern_device *d);
 uint64_t cpu_lora_pieces_max(const struct kern_limits *limits);
-/* v = scale · x Aᵀ, then y += v Bᵀ, of one piece. */
-void cpu_lora_shrink(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
+/* v = scale · x Aᵀ, then y [rows][y_row] += v Bᵀ + scale · bias in `out` columns, of one piece. */
+void cpu_lora_shrink(struct kern_device *d, const struct cpu_lora_piece *piece,
                      const struct cpu_projection *p);
-void cpu_lora_expand(struct kern_device *d, uint32_t layer, const struct cpu_lora_piece *piece,
-                     const struct cpu_projection *p);
+void cpu_lora_expand(struct kern_device *d, const struct cpu_lora_piece *piece, float *y,
+                     uint32_t y_row, uint32_t out);
+/* v = scale · A[:, token]: the embedding's shrink. */
+void cpu_lora_gather(struct kern_device *d, const struct cpu_lora_piece *piece);
 
 /* ---- blocks.c, attention.c, sample.c ------------------------------------------------------ */
 

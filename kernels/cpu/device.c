@@ -96,8 +96,8 @@ static void state_carve(struct kern_device *d, struct cpu_carver *c) {
     d->slots = cpu_carve(c, l->slots * sizeof d->slots[0]);
     uint32_t *slot_pages = cpu_carve(c, (uint64_t)l->slots * l->slot_pages * sizeof(uint32_t));
     d->adapters = cpu_carve(c, l->adapters * sizeof d->adapters[0]);
-    uint64_t modules = (uint64_t)s->layers * KERN_MODULES;
-    struct kern_lora *lora = cpu_carve(c, l->adapters * modules * sizeof lora[0]);
+    uint64_t entries = kern_lora_count(s->layers);
+    struct kern_lora *lora = cpu_carve(c, l->adapters * entries * sizeof lora[0]);
     uint32_t *adapter_pages =
         cpu_carve(c, (uint64_t)l->adapters * l->adapter_pages * sizeof(uint32_t));
     /* Pages of the system that only slots with penalties ever touch. */
@@ -110,7 +110,7 @@ static void state_carve(struct kern_device *d, struct cpu_carver *c) {
         d->slots[i].seen = seen + (uint64_t)i * d->shape.vocab;
     }
     for (uint32_t i = 0; i < l->adapters; i++) {
-        d->adapters[i].lora = lora + i * modules;
+        d->adapters[i].lora = lora + i * entries;
         d->adapters[i].pages = adapter_pages + (uint64_t)i * l->adapter_pages;
     }
 }

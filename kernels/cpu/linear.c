@@ -55,7 +55,7 @@ static void panel_multiply(const struct cpu_projection *p, uint32_t panel, uint3
 struct work {
     struct kern_device *d;
     const struct cpu_projection *projections;
-    uint32_t layer, rows, pieces;
+    uint32_t rows, pieces;
 };
 
 static void multiply_item(void *context, uint32_t item, uint32_t thread) {
@@ -63,7 +63,7 @@ static void multiply_item(void *context, uint32_t item, uint32_t thread) {
     const struct work *w = context;
     if (item < w->pieces) {
         const struct cpu_lora_piece *piece = &w->d->pieces[item];
-        cpu_lora_shrink(w->d, w->layer, piece, &w->projections[piece->projection]);
+        cpu_lora_shrink(w->d, piece, &w->projections[piece->projection]);
         return;
     }
     item -= w->pieces;
@@ -79,7 +79,8 @@ static void expand_item(void *context, uint32_t item, uint32_t thread) {
     (void)thread;
     const struct work *w = context;
     const struct cpu_lora_piece *piece = &w->d->pieces[item];
-    cpu_lora_expand(w->d, w->layer, piece, &w->projections[piece->projection]);
+    const struct cpu_projection *p = &w->projections[piece->projection];
+    cpu_lora_expand(w->d, piece, p->y, p->y_row, p->w->out);
 }
 
 /* Rows up to the block's end are zero, not what an earlier step left there. */
@@ -105,8 +106,15 @@ void cpu_linear(struct kern_device *d, const struct cpu_projection *p, uint32_t 
 void cpu_project(struct kern_device *d, uint32_t layer, const struct cpu_projection *p,
                  uint32_t count) {
     DCHECK(count <= CPU_PROJECTIONS_MAX);
-    struct work w = {.d = d, .projections = p, .layer = layer, .rows = d->token_count};
+    struct work w = {.d = d, .projections = p, .rows = d->token_count};
     w.pieces = cpu_lora_pieces(d, layer, count, p);
     multiply(&w, count);
+    threads_run(d->threads, expand_item, &w, w.pieces);
+}
+
+void cpu_project_head(struct kern_device *d, const struct cpu_projection *p) {
+    struct work w = {.d = d, .projections = p, .rows = d->sample_count};
+    w.pieces = cpu_lora_head_pieces(d);
+    multiply(&w, 1);
     threads_run(d->threads, expand_item, &w, w.pieces);
 }

@@ -51,19 +51,17 @@ static void slot_page_set(struct kern_device *d, const struct kern_slot_page *se
     slot->pages[set->index] = set->page;
 }
 
-/* The kernels read A and B where these say: they must lie inside the pages. */
-static void lora_check(const struct kern_device *d, const struct kern_lora *lora,
-                       enum kern_module module, uint32_t page_count) {
+/* The kernels read A, B and bias where these say: they must lie inside the `elems` of the list. */
+static void lora_check(const struct kern_device *d, const struct kern_lora *lora, uint32_t entry,
+                       uint64_t elems) {
     if (lora->rank == 0) {
         return;
     }
-    uint64_t elems = (uint64_t)page_count * d->page_elems;
+    uint32_t in = kern_lora_in(&d->shape, entry), out = kern_lora_out(&d->shape, entry);
     CHECK(lora->rank <= KERN_RANK_MAX && lora->rank % KERN_RANK_MULTIPLE == 0);
     CHECK(lora->a % KERN_TILE_COLUMNS == 0 && lora->b % KERN_TILE_COLUMNS == 0);
     CHECK(lora->a <= elems && lora->b <= elems);
-    CHECK(kern_matrix_end(d->page_elems, lora->a, lora->rank, kern_module_in(&d->shape, module)) <=
-          elems);
-    uint32_t out = kern_module_out(&d->shape, module);
+    CHECK(kern_matrix_end(d->page_elems, lora->a, lora->rank, in) <= elems);
     CHECK(kern_matrix_end(d->page_elems, lora->b, lora->rank, out) <= elems);
     if (lora->bias != 0) {
         CHECK(lora->bias % KERN_TILE_COLUMNS == 0 && lora->bias <= elems);
@@ -74,17 +72,22 @@ static void lora_check(const struct kern_device *d, const struct kern_lora *lora
 static void adapter_set(struct kern_device *d, const struct kern_adapter_set *set) {
     CHECK(set->adapter < d->limits.adapters);
     CHECK(set->page_count >= 1 && set->page_count <= d->limits.adapter_pages);
+    CHECK(set->outer_pages <= set->page_count);
     struct cpu_adapter *adapter = &d->adapters[set->adapter];
-    uint32_t modules = d->shape.layers * KERN_MODULES;
-    for (uint32_t i = 0; i < modules; i++) {
-        lora_check(d, &set->lora[i], i % KERN_MODULES, set->page_count);
+    uint32_t modules = d->shape.layers * KERN_MODULES, entries = kern_lora_count(d->shape.layers);
+    uint64_t elems = (set->page_count - set->outer_pages) * d->page_elems;
+    uint64_t outer_elems = set->outer_pages * d->page_elems * d->shape.layers;
+    for (uint32_t i = 0; i < entries; i++) {
+        lora_check(d, &set->lora[i], i, i < modules ? elems : outer_elems);
     }
+    CHECK(set->lora[modules + KERN_OUTER_EMBED].bias == 0);
     for (uint32_t i = 0; i < set->page_count; i++) {
         CHECK(set->pages[i] < d->page_count);
     }
-    memcpy(adapter->lora, set->lora, modules * sizeof set->lora[0]);
+    memcpy(adapter->lora, set->lora, entries * sizeof set->lora[0]);
     memcpy(adapter->pages, set->pages, set->page_count * sizeof set->pages[0]);
     adapter->page_count = set->page_count;
+    adapter->outer_pages = set->outer_pages;
 }
 
 /* ---- the batch ---------------------------------------------------------------------------- */

@@ -138,6 +138,19 @@ def lora_biases():
         Q_OUT])], ["default.bias", "twice"]  # fmt: skip
 
 
+def outside_layers():
+    """LoRA on embed_tokens and lm_head that is not whole: bad_adapter."""
+    embed, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+    a, b = f"{embed}.lora_embedding_A", f"{embed}.lora_embedding_B"
+    embed_pair = [tensor(a, [2, 320]), tensor(b, [HIDDEN, 2])]
+    yield "embedding-half", {}, [*pair(), embed_pair[0]], [a, "lora_B", "missing"]
+    yield "embedding-vocab", {}, [tensor(a, [2, 321]), embed_pair[1]], [a, "[2, 321]", "[2, 320]"]
+    yield "embedding-rank", {}, [tensor(a, [4, 320]), tensor(b, [HIDDEN, 4])], [a, "rank 4", "2"]
+    yield "head-half", {}, pair(head, rows=320)[1:], [head, "lora_A", "missing"]
+    yield "head-vocab", {}, pair(head, rows=336), [head, "[336, 2]", "[320, 2]"]
+    yield "head-no-bias", {"lora_bias": True}, pair(head, rows=320), [head, "lora_B.bias"]
+
+
 def gap():
     header, data = header_and_data(pair())
     header[B]["data_offsets"] = [offset + 4 for offset in header[B]["data_offsets"]]
@@ -148,9 +161,13 @@ def unsupported_tensors():
     embed, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
     extra = {
         "dora-tensor": (f"{Q}.lora_magnitude_vector", [Q_OUT]),
-        "embedding-lora": (f"{embed}.lora_embedding_A", [2, 320]),
+        "embedding-bias": (f"{embed}.lora_embedding_B.bias", [HIDDEN]),
+        "embedding-linear": (f"{embed}.lora_A.weight", [2, 320]),
         "embedding-copy": (f"{embed}.base_layer.weight", [320, HIDDEN]),
-        "head-lora": (f"{head}.lora_A.weight", [2, HIDDEN]),
+        "head-embedding": (f"{head}.lora_embedding_A", [2, HIDDEN]),
+        "head-base-copy": (f"{head}.base_layer.weight", [320, HIDDEN]),
+        "tokens-delta": (f"{embed}.token_adapter.trainable_tokens_delta", [2, HIDDEN]),
+        "head-saved": (f"{head}.modules_to_save.weight", [320, HIDDEN]),
         "head-copy": (f"{head}.weight", [320, HIDDEN]),
         "saved-norm": ("base_model.model.model.norm.weight", [HIDDEN]),
         "base-bias": (f"{Q}.bias", [Q_OUT]),
@@ -224,7 +241,7 @@ def make(tiny):
         add_weights(name, "bad_adapter", content, words)
     for name, content, words in unsupported_tensors():
         add_weights(name, "unsupported_adapter", content, words)
-    for name, fields, tensors, words in lora_biases():
+    for name, fields, tensors, words in (*lora_biases(), *outside_layers()):
         add_weights(name, "bad_adapter", weights(tensors), words, CONFIG | fields)
     for name, error, fields, words in configs():
         add_weights(name, error, GOOD, words, CONFIG | fields)

@@ -253,6 +253,23 @@ ADAPTERS = {
         "one-layer": lora(BF16, ALL, r=12, lora_alpha=24, layers_to_transform=[1]),
         "default-names": lora(F32, ["k_proj", "gate_proj"], r=2, lora_alpha=4),
         "lora-bias": lora(BF16, ALL, r=5, lora_alpha=15, lora_bias=True),
+        # the head is the embedding, and each is changed without the other
+        "head": lora(BF16, ["lm_head"], r=6, lora_alpha=9),
+        "embedding": lora(F16, ["embed_tokens", "v_proj"], r=12, lora_alpha=18, use_rslora=True),
+        "embedding-head-default": lora(
+            F32, ["embed_tokens", "lm_head", "q_proj"], r=40, lora_alpha=40,
+            rank_pattern={"embed_tokens": 7}, alpha_pattern={"lm_head": 60},
+        ),
+        "regex": lora(
+            BF16, r".*\.layers\.[02]\.(self_attn\.(q|v)|mlp\.up)_proj", r=4, lora_alpha=8
+        ),
+        "excluded": lora(
+            BF16, "all-linear", r=4, lora_alpha=8, exclude_modules=["k_proj", "down_proj"]
+        ),
+        "layers-pattern": lora(
+            BF16, ["o_proj", "gate_proj"], r=9, lora_alpha=18, layers_to_transform=[0, 2],
+            layers_pattern="layers",
+        ),
     },
     "tiny-qwen2": {
         "r1-k": lora(F32, ["k_proj"], r=1, lora_alpha=3),
@@ -262,6 +279,8 @@ ADAPTERS = {
         "rslora-pattern": lora(
             BF16, ALL, r=10, lora_alpha=5, use_rslora=True, rank_pattern={"layers.1.*proj": 17}
         ),
+        "embedding-head": lora(BF16, ["embed_tokens", "lm_head"], r=8, lora_alpha=8),
+        "head-bias": lora(F32, ["lm_head", "up_proj"], r=33, lora_alpha=33, lora_bias=True),
     },
     "tiny-mha": {
         "r4": lora(BF16, ALL, r=4, lora_alpha=8),
@@ -280,19 +299,22 @@ def make_adapter(base_folder, folder, dtype, config, seed):
     model = get_peft_model(base, config)
     rng = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if not hasattr(module, "lora_A") or "default" not in getattr(module, "lora_A", {}):
+        if "default" in getattr(module, "lora_embedding_A", {}):
+            a, b = module.lora_embedding_A["default"], module.lora_embedding_B["default"]
+        elif "default" in getattr(module, "lora_A", {}):
+            a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
+        else:
             continue
-        a, b = module.lora_A["default"].weight, module.lora_B["default"].weight
         strength = 0.5 * module.base_layer.weight.std() / module.scaling["default"]
         size = torch.sqrt(strength / math.sqrt(a.shape[0]))
         for p in (a, b):
             p.copy_(size * torch.randn(p.shape, generator=rng))
             p.data = p.data.to(dtype)
-        bias = module.lora_B["default"].bias
-        if bias is not None:
+        if config.lora_bias:
+            bias = module.lora_B["default"].bias
             bias.copy_(0.5 / module.scaling["default"] * torch.randn(bias.shape, generator=rng))
             bias.data = bias.data.to(dtype)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     saved = json.loads(path.read_text())
@@ -305,8 +327,11 @@ def make_adapter(base_folder, folder, dtype, config, seed):
 def leave_adapter_name_in(folder):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
-    renamed = {k.replace(".weight", ".default.weight").replace(
-        ".bias", ".default.bias"): v for k, v in tensors.items()}  # fmt: skip
+    renamed = {}
+    for name, tensor in tensors.items():
+        head, dot, last = name.rpartition(".")
+        embedding = last.startswith("lora_embedding")
+        renamed[f"{name}.default" if embedding else f"{head}.default{dot}{last}"] = tensor
     save_file(renamed, path, metadata={"format": "pt"})
 
 
@@ -330,14 +355,22 @@ def check_adapter_matters(base, model, case):
         assert change > 0.05, f"{case['adapter']}: changes the logits by {change} only"
 
 
-def make_tiny(name, make_model, seed):
+def make_tiny(name, make_model, seed, new_only):
     out = HERE / name
-    shutil.rmtree(out, ignore_errors=True)
     folder = out / "model"
-    folder.mkdir(parents=True)
-    base = make_model(folder)
-    cases = [golden_case(base, None, (1, 5, 19, 40), seed)]
+    if new_only:
+        cases = json.loads((out / "golden.json").read_text())["cases"]
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        folder.mkdir(parents=True)
+        base = make_model(folder)
+        cases = [golden_case(base, None, (1, 5, 19, 40), seed)]
     for i, (adapter, (dtype, config)) in enumerate(ADAPTERS[name].items()):
+        if adapter in [case["adapter"] for case in cases]:
+            continue
         place = out / "adapters" / adapter
         make_adapter(folder, place, dtype, config, seed + i)
         fresh = AutoModelForCausalLM.from_pretrained(
@@ -432,12 +465,12 @@ def write_golden(path, cases):
         f.write("\n]}\n")
 
 
-def tiny():
+def tiny(new_only):
     torch.set_num_threads(2)
     for seed, (name, make_model) in enumerate(
         (("tiny-llama", tiny_llama), ("tiny-qwen2", tiny_qwen2), ("tiny-mha", tiny_mha))
     ):
-        make_tiny(name, make_model, 1000 * (seed + 1))
+        make_tiny(name, make_model, 1000 * (seed + 1), new_only)
         reference.check(HERE / name)
     bad_adapters.make(HERE / "tiny-llama")
 
@@ -508,12 +541,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("what", choices=("tiny", "families", "smollm2"))
     parser.add_argument("names", nargs="*", help="of families")
+    parser.add_argument("--new", action="store_true", help="tiny: only adapters not yet there")
     cache = Path.home() / ".cache/lorry/models/SmolLM2-135M-Instruct"
     parser.add_argument("--model", type=Path, default=cache)
     parser.add_argument("--adapters", type=Path, default=HERE.parent.parent / "demo/adapters")
     args = parser.parse_args()
     if args.what == "tiny":
-        tiny()
+        tiny(args.new)
     elif args.what == "families":
         make_families(args.names)
     else:

@@ -61,6 +61,12 @@ def matched(patterns, path, default):
     return default
 
 
+def scale_of(config, path, rank):
+    assert rank == matched(config.get("rank_pattern"), path, config["r"]), path
+    alpha = matched(config.get("alpha_pattern"), path, config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config["use_rslora"] else rank)
+
+
 def load_adapter(folder):
     """module path → (scale, A, B, bias of B)"""
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -68,17 +74,22 @@ def load_adapter(folder):
     for flag in ("use_dora", "modules_to_save", "trainable_token_indices"):
         if config.get(flag):
             raise Unsupported(flag)
-    tensors = {name.replace(".default.", "."): value for name, value in tensors.items()}
+    tensors = {
+        name.replace(".default.", ".").removesuffix(".default"): value
+        for name, value in tensors.items()
+    }
     for name, a in tensors.items():
         if name.endswith(".lora_A.weight"):
             path = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             b = tensors[f"{PREFIX}{path}.lora_B.weight"]
             bias = tensors.get(f"{PREFIX}{path}.lora_B.bias", 0)
-            rank = matched(config.get("rank_pattern"), path, config["r"])
-            alpha = matched(config.get("alpha_pattern"), path, config["lora_alpha"])
-            assert a.shape[0] == b.shape[1] == rank, name
-            lora[path] = alpha / (math.sqrt(rank) if config["use_rslora"] else rank), a, b, bias
-        elif not name.endswith((".lora_B.weight", ".lora_B.bias")):
+            assert a.shape[0] == b.shape[1], name
+            lora[path] = scale_of(config, path, a.shape[0]), a, b, bias
+        elif name.endswith(".lora_embedding_A"):
+            path = name.removeprefix(PREFIX).removesuffix(".lora_embedding_A")
+            b = tensors[f"{PREFIX}{path}.lora_embedding_B"]
+            lora[path] = scale_of(config, path, a.shape[0]), a, b, 0
+        elif not name.endswith((".lora_B.weight", ".lora_B.bias", ".lora_embedding_B")):
             raise Unsupported(name)
     return lora
 
@@ -129,10 +140,14 @@ class Reference:
         y = x @ self.weights[path + ".weight"].T
         if path + ".bias" in self.weights:
             y = y + self.weights[path + ".bias"]
-        if path in self.lora:
-            scale, a, b, bias = self.lora[path]
-            y = y + scale * (x @ a.T @ b.T + bias)
-        return y
+        return y + self.added(path, x)
+
+    def added(self, path, x):
+        """What LoRA adds to the linear module of this path."""
+        if path not in self.lora:
+            return 0
+        scale, a, b, bias = self.lora[path]
+        return scale * (x @ a.T @ b.T + bias)
 
     def heads_of(self, path, x, norm):
         """[heads, tokens, head_dim]"""
@@ -173,6 +188,9 @@ class Reference:
     def logits(self, tokens):
         """Of each position: [tokens, vocab]."""
         x = self.weights["model.embed_tokens.weight"][tokens]
+        if "model.embed_tokens" in self.lora:
+            scale, a, b, _ = self.lora["model.embed_tokens"]
+            x = x + scale * (a[:, tokens].T @ b.T)
         for i in range(self.config["num_hidden_layers"]):
             layer = f"model.layers.{i}"
             normed = self.norm(f"{layer}.input_layernorm", x)
@@ -181,7 +199,8 @@ class Reference:
             x = x + self.mlp(f"{layer}.mlp", normed)
         tied = self.config.get("tie_word_embeddings")
         head = "model.embed_tokens" if tied else "lm_head"
-        return self.norm("model.norm", x) @ self.weights[f"{head}.weight"].T
+        x = self.norm("model.norm", x)
+        return x @ self.weights[f"{head}.weight"].T + self.added("lm_head", x)
 
 
 def check_prompt(reference, prompt, name):

@@ -125,7 +125,7 @@ void rig_open(struct rig *r, const struct kern_shape *shape, uint32_t page_token
 
 static void adapter_free(struct rig *r, uint32_t adapter) {
     struct twin_adapter *t = &r->adapters[adapter];
-    for (uint32_t i = 0; t->lora != NULL && i < r->shape.layers * KERN_MODULES; i++) {
+    for (uint32_t i = 0; t->lora != NULL && i < kern_lora_count(r->shape.layers); i++) {
         free(t->lora[i].a);
         free(t->lora[i].b);
         free(t->lora[i].bias);
@@ -176,74 +176,109 @@ static uint32_t page_take(struct rig *r) {
     return r->free_pages[--r->free_count];
 }
 
-/* Lays the matrices of all layers out; returns the elements of the largest layer. */
+/* One matrix pair of an adapter, and its bias where it gets one; returns the end of its place. */
+static uint64_t lora_make(struct rig *r, uint32_t adapter, uint32_t entry, uint32_t rank,
+                          uint64_t begin) {
+    uint64_t page_elems = kern_page_elems(&r->shape, r->limits.page_tokens);
+    uint32_t in = kern_lora_in(&r->shape, entry), out = kern_lora_out(&r->shape, entry);
+    bool embed = entry == r->shape.layers * KERN_MODULES + KERN_OUTER_EMBED;
+    struct twin_lora *t = &r->adapters[adapter].lora[entry];
+    struct kern_lora *k = &r->loras[adapter][entry];
+    t->rank = rank;
+    t->scale = uniform(r, 1.5f, 0.5f) / sqrtf((float)rank);
+    t->a = random_floats(r, (uint64_t)rank * in, 0, embed ? 1 : 1.7f / sqrtf((float)in));
+    t->b = random_floats(r, (uint64_t)rank * out, 0, 1);
+    k->rank = kern_rank_padded(rank);
+    k->scale = t->scale;
+    k->a = begin;
+    k->b = kern_matrix_end(page_elems, k->a, k->rank, in);
+    uint64_t end = kern_matrix_end(page_elems, k->b, k->rank, out);
+    if (adapter % 2 == 1 && !embed) {
+        t->bias = random_floats(r, out, 0, 1);
+        k->bias = end;
+        end = kern_bias_end(end, out);
+    }
+    return end;
+}
+
+/* Makes all matrices; returns the elements of the largest layer, and those outside the layers. */
 static uint64_t adapter_make(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
-                             uint32_t layer_mask) {
-    const struct kern_shape *s = &r->shape;
-    uint64_t page_elems = kern_page_elems(s, r->limits.page_tokens), largest = 1;
-    for (uint32_t layer = 0; layer < s->layers; layer++) {
+                             uint32_t layer_mask, uint64_t *outer) {
+    uint64_t largest = 0;
+    for (uint32_t layer = 0; layer < r->shape.layers; layer++) {
         uint64_t cursor = 0;
         for (uint32_t m = 0; m < KERN_MODULES; m++) {
-            struct twin_lora *t = &r->adapters[adapter].lora[layer * KERN_MODULES + m];
-            struct kern_lora *k = &r->loras[adapter][layer * KERN_MODULES + m];
-            if (ranks[m] == 0 || (layer_mask >> layer & 1) == 0) {
-                continue;
-            }
-            uint32_t in = kern_module_in(s, m), out = kern_module_out(s, m);
-            float width = 1.7f / sqrtf((float)in);
-            t->rank = ranks[m];
-            t->scale = uniform(r, 1.5f, 0.5f) / sqrtf((float)t->rank);
-            t->a = random_floats(r, (uint64_t)t->rank * in, 0, width);
-            t->b = random_floats(r, (uint64_t)t->rank * out, 0, 1);
-            k->rank = kern_rank_padded(t->rank);
-            k->scale = t->scale;
-            k->a = cursor;
-            k->b = kern_matrix_end(page_elems, k->a, k->rank, in);
-            cursor = kern_matrix_end(page_elems, k->b, k->rank, out);
-            if (adapter % 2 == 1) {
-                t->bias = random_floats(r, out, 0, 1);
-                k->bias = cursor;
-                cursor = kern_bias_end(cursor, out);
+            if (ranks[m] != 0 && (layer_mask >> layer & 1) != 0) {
+                cursor = lora_make(r, adapter, layer * KERN_MODULES + m, ranks[m], cursor);
             }
         }
         largest = cursor > largest ? cursor : largest;
     }
+    uint32_t entry = r->shape.layers * KERN_MODULES;
+    *outer = adapter % 3 == 1 ? lora_make(r, adapter, entry + KERN_OUTER_EMBED, 5, 0) : 0;
+    if (adapter % 4 != 0) {
+        *outer = lora_make(r, adapter, entry + KERN_OUTER_HEAD, 33 * (adapter % 4), *outer);
+    }
     return largest;
+}
+
+static void lora_store(const struct rig *r, uint32_t adapter, uint32_t entry, float *list) {
+    const struct twin_lora *t = &r->adapters[adapter].lora[entry];
+    const struct kern_lora *k = &r->loras[adapter][entry];
+    if (t->rank == 0) {
+        return;
+    }
+    uint64_t elems = kern_page_elems(&r->shape, r->limits.page_tokens);
+    uint32_t in = kern_lora_in(&r->shape, entry), out = kern_lora_out(&r->shape, entry);
+    if (entry == r->shape.layers * KERN_MODULES + KERN_OUTER_EMBED) {
+        kern_matrix_store_a_gathered(list, elems, k, t->a, t->rank, in);
+    } else {
+        kern_matrix_store_a(list, elems, k, t->a, t->rank, in);
+    }
+    kern_matrix_store_b(list, elems, k, t->b, t->rank, out);
+    if (t->bias != NULL) {
+        kern_bias_store(list, k, t->bias, out);
+    }
+}
+
+static void list_load(struct rig *r, const float *image, const uint32_t *pages, uint32_t count) {
+    uint64_t event = 0;
+    if (count != 0) {
+        assert_int_equal(r->ops->load(r->device, image, pages, count, &event), ERR_OK);
+        assert_true(r->ops->event_done(r->device, event));
+    }
 }
 
 void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
                  uint32_t layer_mask) {
     const struct kern_shape *s = &r->shape;
+    uint32_t modules = s->layers * KERN_MODULES, entries = kern_lora_count(s->layers);
     adapter_free(r, adapter);
-    r->adapters[adapter].lora =
-        zeroed((uint64_t)s->layers * KERN_MODULES, sizeof(struct twin_lora));
-    r->loras[adapter] = zeroed((uint64_t)s->layers * KERN_MODULES, sizeof(struct kern_lora));
-    uint64_t elems = kern_page_elems(s, r->limits.page_tokens);
-    uint64_t largest = adapter_make(r, adapter, ranks, layer_mask);
-    uint32_t count = (uint32_t)((largest + elems - 1) / elems);
-    float *image = zeroed((uint64_t)s->layers * count * elems, sizeof *image);
-    for (uint32_t i = 0; i < s->layers * KERN_MODULES; i++) {
-        const struct twin_lora *t = &r->adapters[adapter].lora[i];
-        if (t->rank != 0) {
-            float *plane = image + (uint64_t)(i / KERN_MODULES) * count * elems;
-            uint32_t in = kern_module_in(s, i % KERN_MODULES);
-            uint32_t out = kern_module_out(s, i % KERN_MODULES);
-            kern_matrix_store_a(plane, elems, &r->loras[adapter][i], t->a, t->rank, in);
-            kern_matrix_store_b(plane, elems, &r->loras[adapter][i], t->b, t->rank, out);
-            if (t->bias != NULL) {
-                kern_bias_store(plane, &r->loras[adapter][i], t->bias, out);
-            }
-        }
+    r->adapters[adapter].lora = zeroed(entries, sizeof(struct twin_lora));
+    r->loras[adapter] = zeroed(entries, sizeof(struct kern_lora));
+    uint64_t elems = kern_page_elems(s, r->limits.page_tokens), outer_elems = 0;
+    uint64_t largest = adapter_make(r, adapter, ranks, layer_mask, &outer_elems);
+    uint32_t layer_pages = (uint32_t)((largest + elems - 1) / elems);
+    uint32_t outer = (uint32_t)((outer_elems + elems * s->layers - 1) / (elems * s->layers));
+    if (layer_pages + outer == 0) {
+        layer_pages = 1;
     }
-    for (uint32_t i = 0; i < count; i++) {
-        r->adapter_pages[adapter][i] = page_take(r);
+    uint64_t layers_elems = (uint64_t)s->layers * layer_pages * elems;
+    float *image = zeroed(layers_elems + (uint64_t)s->layers * outer * elems, sizeof *image);
+    for (uint32_t i = 0; i < entries; i++) {
+        uint64_t begin =
+            i < modules ? (uint64_t)(i / KERN_MODULES) * layer_pages * elems : layers_elems;
+        lora_store(r, adapter, i, image + begin);
     }
-    r->adapter_page_count[adapter] = count;
+    uint32_t *pages = r->adapter_pages[adapter];
+    for (uint32_t i = 0; i < layer_pages + outer; i++) {
+        pages[i] = page_take(r);
+    }
+    r->adapter_page_count[adapter] = layer_pages + outer;
+    r->adapter_outer_pages[adapter] = outer;
     r->adapter_pending[adapter] = true;
-    uint64_t event = 0;
-    assert_int_equal(r->ops->load(r->device, image, r->adapter_pages[adapter], count, &event),
-                     ERR_OK);
-    assert_true(r->ops->event_done(r->device, event));
+    list_load(r, image, pages, layer_pages);
+    list_load(r, image + layers_elems, pages + layer_pages, outer);
     free(image);
 }
 
@@ -446,7 +481,8 @@ void rig_step(struct rig *r, const struct rig_part *parts, uint32_t count) {
                 (struct kern_adapter_set){.adapter = i,
                                           .lora = r->loras[i],
                                           .pages = r->adapter_pages[i],
-                                          .page_count = r->adapter_page_count[i]};
+                                          .page_count = r->adapter_page_count[i],
+                                          .outer_pages = r->adapter_outer_pages[i]};
             r->adapter_pending[i] = false;
         }
     }

@@ -35,8 +35,9 @@ struct rig {
 
     struct twin_weights weights;
     struct twin_adapter adapters[RIG_ADAPTERS];
-    struct kern_lora *loras[RIG_ADAPTERS]; /* [layers][KERN_MODULES] */
+    struct kern_lora *loras[RIG_ADAPTERS]; /* [kern_lora_count(layers)] */
     uint32_t adapter_pages[RIG_ADAPTERS][RIG_PAGES], adapter_page_count[RIG_ADAPTERS];
+    uint32_t adapter_outer_pages[RIG_ADAPTERS];
     bool adapter_pending[RIG_ADAPTERS]; /* its delta has yet to go with a step */
 
     uint32_t free_pages[RIG_PAGES], free_count; /* shuffled */
@@ -53,7 +54,8 @@ void rig_open(struct rig *r, const struct kern_shape *shape, uint32_t page_token
 void rig_close(struct rig *r);
 
 /* Makes an adapter with these ranks (as trained) in the layers of `layer_mask`, and loads it. The
- * odd ones have lora biases. */
+ * odd ones have lora biases, of each three the second changes the embedding, of each four all but
+ * the first the head. */
 void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
                  uint32_t layer_mask);
 

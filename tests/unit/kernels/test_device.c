@@ -478,7 +478,7 @@ static void test_bad_steps_crash(void **state) {
     assert_true(refused(&r, step));
     step.slot_page_count = 0;
 
-    struct kern_lora lora[2 * KERN_MODULES] = {{.rank = 8, .a = 0, .b = 4096}};
+    struct kern_lora lora[2 * KERN_MODULES + KERN_OUTERS] = {{.rank = 8, .a = 0, .b = 4096}};
     const uint32_t pages[2] = {0, 1};
     struct kern_adapter_set set = {.adapter = 0, .lora = lora, .pages = pages, .page_count = 2};
     step.adapter_sets = &set;

@@ -28,6 +28,17 @@ struct place {
     const struct twin_lora *lora; /* [KERN_MODULES] of this layer; NULL: base */
 };
 
+/* y += scale · (B v + bias) */
+static void lora_add(const struct twin_lora *lora, uint32_t out, const double *v, double *y) {
+    double *delta = row(out);
+    multiply(lora->b, out, lora->rank, v, delta);
+    for (uint32_t o = 0; o < out; o++) {
+        delta[o] += lora->bias == NULL ? 0 : (double)lora->bias[o];
+        y[o] += (double)lora->scale * delta[o];
+    }
+    free(delta);
+}
+
 /* W x + scale · (B (A x) + bias) */
 static double *project(const struct place *p, enum kern_module module, const double *x) {
     uint32_t in = kern_module_in(p->shape, module), out = kern_module_out(p->shape, module);
@@ -35,15 +46,10 @@ static double *project(const struct place *p, enum kern_module module, const dou
     multiply(p->weights->module[module], out, in, x, y);
     if (p->lora != NULL && p->lora[module].rank != 0) {
         const struct twin_lora *lora = &p->lora[module];
-        double *v = row(lora->rank), *delta = row(out);
+        double *v = row(lora->rank);
         multiply(lora->a, lora->rank, in, x, v);
-        multiply(lora->b, out, lora->rank, v, delta);
-        for (uint32_t o = 0; o < out; o++) {
-            delta[o] += lora->bias == NULL ? 0 : (double)lora->bias[o];
-            y[o] += (double)lora->scale * delta[o];
-        }
+        lora_add(lora, out, v, y);
         free(v);
-        free(delta);
     }
     return y;
 }
@@ -177,6 +183,17 @@ void twin_token(struct twin_sequence *seq, const struct kern_shape *s,
     for (uint32_t i = 0; i < s->hidden; i++) {
         rows->x[i] = (double)weights->embed[(size_t)token * s->hidden + i];
     }
+    const struct twin_lora *outer =
+        adapter == NULL ? NULL : &adapter->lora[(size_t)s->layers * KERN_MODULES];
+    if (outer != NULL && outer[KERN_OUTER_EMBED].rank != 0) {
+        const struct twin_lora *lora = &outer[KERN_OUTER_EMBED];
+        double *v = row(lora->rank);
+        for (uint32_t i = 0; i < lora->rank; i++) {
+            v[i] = (double)lora->a[(size_t)i * s->vocab + token];
+        }
+        lora_add(lora, s->hidden, v, rows->x);
+        free(v);
+    }
     rows->normed = norm(s, rows->x, weights->layers[0].input_norm);
     for (uint32_t layer = 0; layer < s->layers; layer++) {
         const struct place place = {
@@ -189,8 +206,15 @@ void twin_token(struct twin_sequence *seq, const struct kern_shape *s,
                   last ? weights->final_norm : weights->layers[layer + 1].input_norm);
     }
     rows->logits = row(s->vocab);
-    multiply(weights->lm_head, s->vocab, s->hidden, rows->layers[s->layers - 1].normed,
-             rows->logits);
+    const double *last_normed = rows->layers[s->layers - 1].normed;
+    multiply(weights->lm_head, s->vocab, s->hidden, last_normed, rows->logits);
+    if (outer != NULL && outer[KERN_OUTER_HEAD].rank != 0) {
+        const struct twin_lora *lora = &outer[KERN_OUTER_HEAD];
+        double *v = row(lora->rank);
+        multiply(lora->a, lora->rank, s->hidden, last_normed, v);
+        lora_add(lora, s->vocab, v, rows->logits);
+        free(v);
+    }
 }
 
 void twin_sequence_free(struct twin_sequence *seq, const struct kern_shape *s) {

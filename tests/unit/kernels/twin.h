@@ -30,7 +30,7 @@ struct twin_lora {
 };
 
 struct twin_adapter {
-    struct twin_lora *lora; /* [layers][KERN_MODULES] */
+    struct twin_lora *lora; /* [kern_lora_count(layers)] */
 };
 
 /* What the blocks give for one token and layer. */

@@ -42,11 +42,26 @@ static const struct plan_row LLAMA_ROWS[] = {
     {"default-names", 3, 0, 0},
     {"lora-bias", 14, 6, 0},
     {"lora-bias", 1, 0, 3},
+    {"head", 5, 2, 0},
+    {"head", 18, 0, 1},
+    {NULL, 4, 0, 0},
+    {"embedding", 21, 4, 0},
+    {"embedding-head-default", 2, 0, 1},
+    {"embedding-head-default", 37, 9, 0},
 };
 
 static const struct plan_row QWEN2_ROWS[] = {
-    {"r1-k", 9, 0, 0},    {"r8", 21, 6, 1},      {"r8", 4, 0, 0}, {NULL, 18, 0, 0},
-    {"r33-vo", 16, 0, 2}, {"r64-mlp", 17, 3, 0}, {NULL, 2, 0, 7}, {"rslora-pattern", 30, 0, 0},
+    {"r1-k", 9, 0, 0},
+    {"r8", 21, 6, 1},
+    {"r8", 4, 0, 0},
+    {NULL, 18, 0, 0},
+    {"r33-vo", 16, 0, 2},
+    {"r64-mlp", 17, 3, 0},
+    {NULL, 2, 0, 7},
+    {"rslora-pattern", 30, 0, 0},
+    {"embedding-head", 12, 5, 0},
+    {"embedding-head", 1, 0, 2},
+    {"head-bias", 8, 0, 1},
 };
 
 struct mix {

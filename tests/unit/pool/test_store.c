@@ -29,7 +29,7 @@ static struct pool_image wanted_of(const char *id, const char *revision, uint32_
     struct pool_image w = {.page_count = 1, .layers = 1};
     (void)snprintf(w.id, sizeof w.id, "%s", id);
     (void)snprintf(w.revision, sizeof w.revision, "%s", revision);
-    w.page_elems = (uint64_t)granules * KIB4 - KERN_MODULES * sizeof(struct kern_lora);
+    w.page_elems = (uint64_t)granules * KIB4 - kern_lora_count(1) * sizeof(struct kern_lora);
     w.page_elems -= w.page_elems % 64;
     return w;
 }
@@ -84,14 +84,14 @@ static void test_reserve_and_find(void **state) {
     assert_int_equal(image->rank_max, 8);
     assert_null(pool_store_find(s, "a", "r1")); /* not before it is committed */
     memset(image->elements, 0xee, image->bytes);
-    memset(image->lora, 0xee, sizeof *image->lora * KERN_MODULES * 2);
+    memset(image->lora, 0xee, sizeof *image->lora * kern_lora_count(2));
     pool_store_abort(s, image);
     assert_used(s, 0, 16);
     assert_int_equal(pool_store_reserve(s, &wanted, 4, &image, NULL), ERR_OK);
     for (uint64_t i = 0; i < image->bytes; i++) {
         assert_int_equal(((unsigned char *)image->elements)[i], 0);
     }
-    assert_int_equal(image->lora[2 * KERN_MODULES - 1].rank, 0);
+    assert_int_equal(image->lora[kern_lora_count(2) - 1].rank, 0);
     assert_ptr_equal(pool_store_commit(s, image), image);
     assert_ptr_equal(pool_store_find(s, "a", "r1"), image);
     assert_null(pool_store_find(s, "a", "r2"));
