@@ -9,7 +9,7 @@ _Static_assert(sizeof(struct pool_page) == 24, "pool.h states the host's bytes a
 /* The cheap half of invariant 2, at the end of every change; pool_check() is the other half. */
 static void sum_check(const struct pool *p) {
     const struct pool_counts *c = &p->counts;
-    CHECK((uint64_t)c->free + c->kv + c->adapters + c->pending == c->pages);
+    CHECK((uint64_t)c->free + c->kv + c->adapters + c->pending + c->cached == c->pages);
 }
 
 static struct pool_page *page_at(struct pool *p, uint32_t page) {
@@ -28,8 +28,10 @@ static uint32_t *state_count(struct pool *p, enum pool_page_state state) {
         return &p->counts.adapters;
     case POOL_PAGE_PENDING:
         return &p->counts.pending;
+    case POOL_PAGE_CACHED:
+        return &p->counts.cached;
     }
-    CHECK(!"a page is in one of the four states");
+    CHECK(!"a page is in one of the five states");
     return NULL;
 }
 
@@ -58,10 +60,13 @@ enum err pool_open(struct pool **out, const struct pool_options *options) {
         goto out;
     }
     e = pool_residency_init(p, options);
+    if (e == ERR_OK) {
+        e = pool_prefix_init(p, options);
+    }
     if (e != ERR_OK) {
         goto out;
     }
-    p->pending_head = p->pending_tail = POOL_NO_PAGE;
+    p->pending = p->cached = (struct pool_list){.first = POOL_NO_PAGE, .last = POOL_NO_PAGE};
     p->free_head = POOL_NO_PAGE;
     for (uint32_t i = options->page_count; i-- > 0;) { /* page 0 is the first to go */
         p->pages[i].next = p->free_head;
@@ -79,17 +84,77 @@ void pool_close(struct pool *p) {
     if (p == NULL) {
         return;
     }
+    pool_prefix_deinit(p);
     pool_residency_deinit(p);
     free(p->pages);
     free(p);
 }
 
+/* ---- lists -------------------------------------------------------------------------------- */
+
+static void list_append(struct pool *p, struct pool_list *list, uint32_t index) {
+    struct pool_page *page = &p->pages[index];
+    page->next = POOL_NO_PAGE;
+    page->before = list->last;
+    *(list->last == POOL_NO_PAGE ? &list->first : &p->pages[list->last].next) = index;
+    list->last = index;
+}
+
+static void list_remove(struct pool *p, struct pool_list *list, uint32_t index) {
+    const struct pool_page *page = &p->pages[index];
+    *(page->before == POOL_NO_PAGE ? &list->first : &p->pages[page->before].next) = page->next;
+    *(page->next == POOL_NO_PAGE ? &list->last : &p->pages[page->next].before) = page->before;
+}
+
+static void page_free(struct pool *p, uint32_t index) {
+    struct pool_page *page = &p->pages[index];
+    state_set(p, page, POOL_PAGE_FREE);
+    page->next = p->free_head;
+    p->free_head = index;
+}
+
+/* No step names it any more: free, unless its tokens may be asked for again. */
+static void page_rest(struct pool *p, uint32_t index) {
+    if (pool_prefix_has(p, index)) {
+        state_set(p, &p->pages[index], POOL_PAGE_CACHED);
+        list_append(p, &p->cached, index);
+    } else {
+        page_free(p, index);
+    }
+}
+
+/* A later page never waits for less than an earlier one, so that the queue is in the order of
+ * tickets; steps end in order too, hence this costs a page a step or two of waiting at most. */
+static void page_wait(struct pool *p, uint32_t index) {
+    struct pool_page *page = &p->pages[index];
+    state_set(p, page, POOL_PAGE_PENDING);
+    if (p->pending.last != POOL_NO_PAGE && page->ticket < p->pages[p->pending.last].ticket) {
+        page->ticket = p->pages[p->pending.last].ticket;
+    }
+    list_append(p, &p->pending, index);
+}
+
+/* Gives up cached pages until `count` are free. */
+static void reclaim(struct pool *p, uint32_t count) {
+    while (p->counts.free < count) {
+        uint32_t index = p->cached.first;
+        CHECK(index != POOL_NO_PAGE);
+        list_remove(p, &p->cached, index);
+        pool_prefix_forget(p, index);
+        page_free(p, index);
+        p->counts.reclaimed += 1;
+    }
+}
+
+/* ---- take, share, drop -------------------------------------------------------------------- */
+
 enum err pool_pages_take(struct pool *p, enum pool_page_state state, uint32_t count,
                          uint32_t *pages) {
     CHECK(state == POOL_PAGE_KV || state == POOL_PAGE_ADAPTER);
-    if (count > p->counts.free) {
+    if (count > p->counts.free + p->counts.cached) {
         return ERR_NO_SPACE;
     }
+    reclaim(p, count);
     for (uint32_t i = 0; i < count; i++) {
         struct pool_page *page = page_at(p, p->free_head);
         DCHECK(page->state == POOL_PAGE_FREE);
@@ -105,34 +170,9 @@ enum err pool_pages_take(struct pool *p, enum pool_page_state state, uint32_t co
     return ERR_OK;
 }
 
-static void page_free(struct pool *p, uint32_t index) {
-    struct pool_page *page = &p->pages[index];
-    state_set(p, page, POOL_PAGE_FREE);
-    page->next = p->free_head;
-    p->free_head = index;
-}
-
-/* A later page never waits for less than an earlier one, so that the queue is in the order of
- * tickets; steps end in order too, hence this costs a page a step or two of waiting at most. */
-static void page_wait(struct pool *p, uint32_t index) {
-    struct pool_page *page = &p->pages[index];
-    state_set(p, page, POOL_PAGE_PENDING);
-    page->next = POOL_NO_PAGE;
-    if (p->pending_tail == POOL_NO_PAGE) {
-        p->pending_head = index;
-    } else {
-        struct pool_page *tail = &p->pages[p->pending_tail];
-        if (page->ticket < tail->ticket) {
-            page->ticket = tail->ticket;
-        }
-        tail->next = index;
-    }
-    p->pending_tail = index;
-}
-
 void pool_pages_drop(struct pool *p, enum pool_page_state state, const uint32_t *pages,
                      uint32_t count, uint64_t ticket) {
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = count; i-- > 0;) { /* of a prefix the end is to be reclaimed first */
         struct pool_page *page = page_at(p, pages[i]);
         CHECK(page->state == state); /* else released twice, or by who does not own it */
         CHECK(page->refs > 0);
@@ -145,7 +185,7 @@ void pool_pages_drop(struct pool *p, enum pool_page_state state, const uint32_t 
             continue;
         }
         if (page->ticket <= p->ended) {
-            page_free(p, pages[i]);
+            page_rest(p, pages[i]);
         } else {
             page_wait(p, pages[i]);
         }
@@ -160,11 +200,23 @@ enum err pool_reserve(struct pool *p, uint32_t count, uint32_t *pages) {
 void pool_share(struct pool *p, const uint32_t *pages, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
         struct pool_page *page = page_at(p, pages[i]);
-        CHECK(page->state == POOL_PAGE_KV);
-        CHECK(page->refs > 0);
+        if (page->state != POOL_PAGE_KV) { /* of a prefix, and nobody uses it just now */
+            CHECK(page->state == POOL_PAGE_CACHED || page->state == POOL_PAGE_PENDING);
+            CHECK(pool_prefix_has(p, pages[i]));
+            list_remove(p, page->state == POOL_PAGE_CACHED ? &p->cached : &p->pending, pages[i]);
+            state_set(p, page, POOL_PAGE_KV);
+        } else {
+            CHECK(page->refs > 0);
+        }
         CHECK(page->refs < UINT32_MAX);
         page->refs += 1;
     }
+    sum_check(p);
+}
+
+bool pool_page_cached(const struct pool *p, uint32_t page) {
+    CHECK(page < p->counts.pages);
+    return p->pages[page].state == POOL_PAGE_CACHED;
 }
 
 void pool_release(struct pool *p, const uint32_t *pages, uint32_t count, uint64_t ticket) {
@@ -176,15 +228,12 @@ void pool_steps_ended(struct pool *p, uint64_t ticket) {
         return;
     }
     p->ended = ticket;
-    while (p->pending_head != POOL_NO_PAGE && p->pages[p->pending_head].ticket <= ticket) {
-        uint32_t index = p->pending_head;
-        p->pending_head = p->pages[index].next;
-        page_free(p, index);
+    while (p->pending.first != POOL_NO_PAGE && p->pages[p->pending.first].ticket <= ticket) {
+        uint32_t index = p->pending.first;
+        list_remove(p, &p->pending, index);
+        page_rest(p, index);
     }
-    if (p->pending_head == POOL_NO_PAGE) {
-        p->pending_tail = POOL_NO_PAGE;
-        CHECK(p->counts.pending == 0);
-    }
+    CHECK((p->pending.first == POOL_NO_PAGE) == (p->counts.pending == 0));
     sum_check(p);
 }
 
@@ -193,21 +242,30 @@ struct pool_counts pool_counts(const struct pool *p) {
 }
 
 /* Walks a list, marks its pages; returns how many. A loop in it meets a marked page. */
-static uint32_t list_check(const struct pool *p, uint32_t head, enum pool_page_state state,
+static uint32_t list_check(const struct pool *p, struct pool_list list, enum pool_page_state state,
                            bool *seen) {
     uint32_t count = 0;
     uint64_t ticket = 0;
-    for (uint32_t i = head; i != POOL_NO_PAGE; i = p->pages[i].next) {
+    uint32_t before = POOL_NO_PAGE;
+    for (uint32_t i = list.first; i != POOL_NO_PAGE; i = p->pages[i].next) {
         CHECK(i < p->counts.pages);
         const struct pool_page *page = &p->pages[i];
         CHECK(!seen[i]);
         CHECK(page->state == state);
         CHECK(page->refs == 0);
+        if (state != POOL_PAGE_FREE) {
+            CHECK(page->before == before);
+            CHECK(page->next != POOL_NO_PAGE || i == list.last);
+            before = i;
+        }
         if (state == POOL_PAGE_PENDING) {
             CHECK(page->ticket > p->ended);
             CHECK(page->ticket >= ticket);
-            CHECK(page->next != POOL_NO_PAGE || i == p->pending_tail);
             ticket = page->ticket;
+        }
+        if (state == POOL_PAGE_CACHED) {
+            CHECK(page->ticket <= p->ended);
+            CHECK(pool_prefix_has(p, i));
         }
         seen[i] = true;
         count++;
@@ -218,8 +276,11 @@ static uint32_t list_check(const struct pool *p, uint32_t head, enum pool_page_s
 void pool_check(const struct pool *p) {
     bool *seen = calloc(p->counts.pages, sizeof *seen);
     CHECK(seen != NULL);
-    CHECK(list_check(p, p->free_head, POOL_PAGE_FREE, seen) == p->counts.free);
-    CHECK(list_check(p, p->pending_head, POOL_PAGE_PENDING, seen) == p->counts.pending);
+    const struct pool_list free_pages = {.first = p->free_head};
+    CHECK(list_check(p, free_pages, POOL_PAGE_FREE, seen) == p->counts.free);
+    CHECK(list_check(p, p->pending, POOL_PAGE_PENDING, seen) == p->counts.pending);
+    CHECK(list_check(p, p->cached, POOL_PAGE_CACHED, seen) == p->counts.cached);
+    pool_prefix_check(p);
     pool_residency_check(p, seen);
     uint32_t kv = 0;
     for (uint32_t i = 0; i < p->counts.pages; i++) {

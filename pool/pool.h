@@ -26,6 +26,8 @@ struct pool;
 
 struct pool_options {
     uint32_t page_count;    /* 1 .. POOL_PAGES_MAX; the host keeps 24 bytes a page */
+    uint32_t prefix_tokens; /* T: full pages can be found by their tokens; the host keeps some 64
+                               bytes and 4 a token for each page; 0 = there are no prefixes */
     uint32_t adapters;      /* most adapters resident at once: the device's adapter table */
     uint32_t adapter_pages; /* most pages of one adapter */
     /* For `load` and `event_done`. NULL in accounting tests: every copy is done at once. */
@@ -41,19 +43,23 @@ NODISCARD enum err pool_open(struct pool **out, const struct pool_options *optio
  * need not be evicted, pages in use need not be released. NULL is fine. */
 void pool_close(struct pool *p);
 
-/* Reserves `count` pages for KV, each with one reference. Adapters get theirs by
- * pool_adapter_load(). pages   out: room for `count` indices; written only on ERR_OK; the caller's
- * until released. Errors  ERR_NO_SPACE: nothing was reserved; worth retrying after a release. Cost
- * O(count). */
+/* Reserves `count` pages for KV, each with one reference: free ones, then cached ones. Adapters get
+ * theirs by pool_adapter_load().
+ * pages   out: room for `count` indices; written only on ERR_OK; the caller's until released.
+ * Errors  ERR_NO_SPACE: nothing was reserved; worth retrying after a release.
+ * Cost    O(count). */
 NODISCARD enum err pool_reserve(struct pool *p, uint32_t count, uint32_t *pages);
 
-/* Adds a reference to each: shared prefixes. All must be KV pages in use. */
+/* Adds a reference to each: shared prefixes. All must be KV pages in use, or found by
+ * pool_prefix_find(). */
 void pool_share(struct pool *p, const uint32_t *pages, uint32_t count);
 
 /* Drops a reference of each. `ticket` is the last step in flight that may name the pages for this
  * sharer, 0 = none. A page without references returns to the free list once the greatest ticket
  * that any of its sharers gave has ended; when one with a greater ticket waits already, with that
- * one (the queue of waiting pages is in the order of tickets). Double release crashes.
+ * one (the queue of waiting pages is in the order of tickets; those of one call queue from the last
+ * to the first). One that has a prefix's entry becomes cached instead of free. Double release
+ * crashes.
  * Cost    O(count). */
 void pool_release(struct pool *p, const uint32_t *pages, uint32_t count, uint64_t ticket);
 
@@ -61,16 +67,49 @@ void pool_release(struct pool *p, const uint32_t *pages, uint32_t count, uint64_
  * nothing. Cost: O(pages freed). */
 void pool_steps_ended(struct pool *p, uint64_t ticket);
 
-struct pool_counts { /* free + kv + adapters + pending = all, at every step (invariant 2) */
+/* free + cached + kv + adapters + pending = all, at every step (invariant 2) */
+struct pool_counts {
     uint32_t pages, free, kv, adapters, pending;
+    uint32_t cached; /* in nobody's use, kept as prefixes; whoever needs pages gets them */
     uint32_t adapters_resident, adapters_loading;
     uint64_t loads, evictions; /* of adapters, since open */
+    uint64_t reclaimed;        /* cached pages that were used for something else, since open */
 };
 struct pool_counts pool_counts(const struct pool *p);
 
 /* Walks everything and CHECKs invariant 2: each page is in exactly one place. O(pages), and takes
  * a byte a page for the time of the call: for tests, and the loop's exit. */
 void pool_check(const struct pool *p);
+
+/* ---- prefixes -----------------------------------------------------------------------------
+ *
+ * Full KV pages that can be found by what was computed into them: the scope, all tokens before the
+ * page, and its own. An entry stays for as long as its page is used or, cached, not needed for
+ * something else; then the least recently used goes first. */
+
+/* What KV depends on besides the tokens: the SHA-256 that is the adapter's revision, or the base's.
+ */
+struct pool_scope {
+    uint8_t bytes[32];
+};
+
+struct pool_prefix {
+    const struct pool_scope *scope;
+    uint64_t before;        /* the name of the page before it; 0 = it is the first */
+    const uint32_t *tokens; /* [prefix_tokens] */
+};
+
+/* Finds a page by its tokens; returns its name, which leads to the page behind it, or 0: there is
+ * none. The page may be shared until another is reserved or an adapter loaded, by steps that are
+ * launched from now on.
+ * Cost    O(prefix_tokens). */
+uint64_t pool_prefix_find(const struct pool *p, const struct pool_prefix *key, uint32_t *page);
+/* Sharing it takes it out of counts.cached. */
+bool pool_page_cached(const struct pool *p, uint32_t page);
+/* Lets a KV page be found, which is in use, has no entry, and whose tokens are all computed by
+ * steps that were launched. Returns its name, or that of the page that has the same tokens already;
+ * 0 when there are no prefixes. */
+uint64_t pool_prefix_enter(struct pool *p, const struct pool_prefix *key, uint32_t page);
 
 /* ---- the host store ----------------------------------------------------------------------- */
 

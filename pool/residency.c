@@ -63,7 +63,7 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     (void)s; /* the hold passes to the entry; evict() gives it back to the store */
     CHECK(image->page_count >= 1);
     CHECK(image->page_count <= p->adapter_pages); /* model/ refused larger ones */
-    if (p->adapter_free_count == 0 || image->page_count > p->counts.free) {
+    if (p->adapter_free_count == 0 || image->page_count > p->counts.free + p->counts.cached) {
         return ERR_NO_SPACE;
     }
     uint32_t index = p->adapter_free[p->adapter_free_count - 1];
@@ -72,7 +72,7 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     if (e != ERR_OK) {
         return e;
     }
-    /* Pages of the free list are by definition named by no step in flight, as load() wants it. */
+    /* Free and cached pages are by definition named by no step in flight, as load() wants it. */
     uint64_t event = 0;
     if (p->ops != NULL) {
         e = lists_load(p, image, list, &event);

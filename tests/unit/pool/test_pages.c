@@ -255,7 +255,7 @@ static void row_release(struct pool *p, struct model *m, struct row *r, uint64_t
     uint64_t tickets[] = {0, step, step, step + 1, step > 2 ? step - 2 : 0, step + 3};
     uint64_t ticket = tickets[seed_below(seed, sizeof tickets / sizeof *tickets)];
     pool_release(p, r->pages + from, r->count - from, ticket);
-    for (uint32_t i = from; i < r->count; i++) {
+    for (uint32_t i = r->count; i-- > from;) { /* they queue from the last to the first */
         model_release(m, r->pages[i], ticket);
     }
     r->count = from;
