@@ -11,22 +11,27 @@ enum admitted { ADMITTED, ABORTED, NO_ROWS, NO_TOKENS, NO_PAGES };
 
 /* ---- admission ---------------------------------------------------------------------------- */
 
-static void start(struct sched *s, struct sched_turn *t, uint32_t job, uint32_t tokens) {
+static void start(struct sched *s, struct sched_turn *t, uint32_t job, struct sched_found found,
+                  uint32_t tokens) {
     struct sched_seq *j = &s->jobs[job];
-    bool sample = tokens == j->known;
+    uint32_t end = found.tokens + tokens;
+    bool sample = end == j->known;
     sched_run(s, job);
+    DCHECK(found.pages <= t->pages_free);
+    t->pages_free -= found.pages; /* twice where two find the same page: the next plan knows */
+    j->found_pages = found.tokens / s->options.page_tokens;
     sched_emit(s, t,
                &(struct sched_work){
                    .job = job,
                    .adapter = sched_is_base(s, j->queue) ? SCHED_BASE : j->queue,
-                   .position = 0,
+                   .position = found.tokens,
                    .tokens = tokens,
-                   .pages = sched_pages(s, tokens),
+                   .pages = sched_pages(s, end) - j->found_pages,
                    .starts = true,
                    .sample = sample,
                });
-    t->pages_promised += sched_pages(s, j->known) - sched_pages(s, tokens) + 1;
-    j->computed = tokens;
+    t->pages_promised += sched_pages(s, j->known) - sched_pages(s, end) + 1;
+    j->computed = end;
     if (sample) {
         j->known++;
         j->sampled++;
@@ -34,9 +39,20 @@ static void start(struct sched *s, struct sched_turn *t, uint32_t job, uint32_t 
     sched_mark_read(s, t, j->queue);
 }
 
-/* Starts a waiting job if rows, tokens and pages allow. With others running, its whole prompt and
- * some output must find room beside what those were promised; alone it starts with what there is.
- */
+static struct sched_found look_up(const struct sched *s, const struct sched_turn *t, uint32_t job) {
+    struct sched_found found = {0};
+    if (t->snapshot->found != NULL) {
+        found = t->snapshot->found(t->snapshot->context, job);
+        CHECK(found.tokens % s->options.page_tokens == 0);
+        CHECK(found.tokens < s->jobs[job].known);
+        CHECK(found.pages <= found.tokens / s->options.page_tokens);
+    }
+    return found;
+}
+
+/* Starts a waiting job if rows, tokens and pages allow. With others running, the rest of its prompt
+ * and some output must find room beside what those were promised; alone it starts with what there
+ * is. */
 static enum admitted admit(struct sched *s, struct sched_turn *t, uint32_t job,
                            enum sched_force force) {
     const struct sched_seq *j = &s->jobs[job];
@@ -47,29 +63,35 @@ static enum admitted admit(struct sched *s, struct sched_turn *t, uint32_t job,
     if (s->running_count == s->options.rows_max) {
         return NO_ROWS;
     }
-    uint32_t tokens = sched_min(sched_min(j->known, s->options.chunk_tokens), t->tokens_left);
-    if (tokens == 0) {
+    uint32_t most = sched_min(s->options.chunk_tokens, t->tokens_left);
+    if (most == 0) {
         return NO_TOKENS;
     }
     struct sched_claim claim = {.queue = j->queue, .force = force, .order = j->order};
+    struct sched_found found = look_up(s, t, job);
     if (s->running_count == 0) {
         if (t->pages_free == 0) {
             claim.force = SCHED_TAKE_ANY;
             (void)sched_make_pages(s, t, 1, &claim);
             return NO_PAGES;
         }
-        uint64_t fit = (uint64_t)t->pages_free * s->options.page_tokens;
-        start(s, t, job, fit < tokens ? (uint32_t)fit : tokens);
+        if (found.pages >= t->pages_free) {
+            found = (struct sched_found){0}; /* what it found is all there is to go on with */
+        }
+        uint64_t fit = (uint64_t)(t->pages_free - found.pages) * s->options.page_tokens;
+        most = fit < most ? (uint32_t)fit : most;
+        start(s, t, job, found, sched_min(j->known - found.tokens, most));
         return ADMITTED;
     }
     uint64_t output = sched_min(sched_pages(s, j->output_tokens - j->sampled), SCHED_OUTPUT_PAGES);
-    uint64_t wanted = sched_pages(s, j->known) + output + 1 + (uint64_t)t->pages_promised;
+    uint64_t rest = sched_pages(s, j->known) - found.tokens / s->options.page_tokens;
+    uint64_t wanted = rest + found.pages + output + 1 + (uint64_t)t->pages_promised;
     if (wanted > t->pages_free) {
         uint64_t missing = wanted - t->pages_free;
         (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
         return NO_PAGES;
     }
-    start(s, t, job, tokens);
+    start(s, t, job, found, sched_min(j->known - found.tokens, most));
     return ADMITTED;
 }
 

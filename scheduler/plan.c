@@ -115,10 +115,16 @@ static void continue_running(struct sched *s, struct sched_turn *t) {
 
 /* ---- when pages run short ----------------------------------------------------------------- */
 
+/* Pages that come back with a sequence. Those that it found stay while others use them; those that
+ * it computed itself are shared by younger ones at most, which are preempted before it. */
+static uint32_t own_pages(const struct sched *s, const struct sched_seq *j) {
+    return sched_pages(s, j->computed) - j->found_pages;
+}
+
 static void preempt(struct sched *s, struct sched_turn *t, uint32_t job) {
     struct sched_seq *j = &s->jobs[job];
     t->pages_short -= j->short_pages;
-    t->pages_coming += sched_pages(s, j->computed);
+    t->pages_coming += own_pages(s, j);
     if (j->work_at != SCHED_NONE) {
         struct sched_work *w = &s->work[j->work_at];
         t->pages_free += w->pages;
@@ -148,7 +154,7 @@ static void relieve(struct sched *s, struct sched_turn *t) {
     uint32_t oldest = oldest_unfinished(s);
     for (uint32_t job = s->run_first; job != SCHED_NONE; job = s->jobs[job].younger) {
         if (!sched_unfinished(&s->jobs[job])) {
-            t->pages_coming += sched_pages(s, s->jobs[job].computed); /* about to leave */
+            t->pages_coming += own_pages(s, &s->jobs[job]); /* about to leave */
         }
     }
     struct sched_claim claim = {.queue = SCHED_NONE, .force = SCHED_TAKE_ANY};

@@ -29,6 +29,7 @@ struct sched_seq { /* a job */
     uint64_t cost_steps; /* its part of sched_bound() */
     uint32_t output_tokens;
     uint32_t known, computed, sampled; /* tokens */
+    uint32_t found_pages;              /* RUNNING: of its pages those that it found, not its own */
     uint32_t deadline_at;              /* place in the heap of deadlines, or NONE */
     uint32_t work_at;                  /* place in this plan's work, or NONE */
     uint32_t short_pages;              /* that kept it from work in this plan */

@@ -89,13 +89,14 @@ void sched_close(struct sched *s) {
 /* Steps in which a job is surely over once it is the oldest that runs: then it gets work in every
  * plan with work (sched_plan serves it first and never preempts it), but for those that wait for
  * the pages it lacks. Its tokens may have to be computed anew, a chunk a step; each page it takes
- * may cost two steps of waiting and cut one chunk short; then come the outputs. */
+ * may cost two steps of waiting, as many again where what it waited for turns out to be shared with
+ * others, and cut one chunk short; then come the outputs. */
 static uint64_t cost_steps(const struct sched *s, uint64_t prompt, uint64_t output) {
     uint64_t most = (uint64_t)s->options.slot_pages * s->options.page_tokens;
     uint64_t tokens = prompt + output < most ? prompt + output : most;
     uint64_t outputs = output < most ? output : most;
     uint64_t chunk = sched_min(s->options.chunk_tokens, s->options.step_tokens);
-    return (tokens + chunk - 1) / chunk + outputs + 3 * (uint64_t)sched_pages(s, tokens) +
+    return (tokens + chunk - 1) / chunk + outputs + 5 * (uint64_t)sched_pages(s, tokens) +
            LAG_STEPS;
 }
 

@@ -81,12 +81,25 @@ struct sched_adapter {
     uint32_t users; /* running sequences: an adapter with any is not evicted */
 };
 
+/* What the pool still has of a job's tokens, computed for others or for the job itself before it
+ * was preempted. */
+struct sched_found {
+    uint32_t tokens; /* of whole pages, from the first on; less than `known` */
+    uint32_t pages;  /* of these pages, those that pages_free counts: nobody uses them just now */
+};
+
 struct sched_snapshot {
     int64_t now_ms;                       /* Unix time */
-    uint32_t pages_free;                  /* can be reserved at once */
+    uint32_t pages_free;                  /* can be reserved at once, those included that are kept
+                                             for what was computed into them */
     uint32_t pages_pending;               /* will be free when steps in flight end */
     uint32_t adapter_slots_free;          /* of the device's adapter table */
     const struct sched_adapter *adapters; /* [adapters_max] */
+    /* A column that is read only where it is needed: of jobs about to start, whose adapter is
+     * resident. What it says of a job is the same throughout the plan, and holds until the plan's
+     * work has its pages. NULL: nothing is found. */
+    struct sched_found (*found)(void *context, uint32_t job);
+    void *context;
 };
 
 /* ---- the plan ----------------------------------------------------------------------------- */
@@ -94,9 +107,10 @@ struct sched_snapshot {
 struct sched_work { /* one sequence's part of the step; sorted so that an adapter's rows adjoin */
     uint32_t job;
     uint32_t adapter;
-    uint32_t position; /* of the first token */
+    uint32_t position; /* of the first token; of one that starts: the tokens before it are found
+                          ones, whose pages are its first */
     uint32_t tokens;
-    uint32_t pages; /* new pages to reserve before the step */
+    uint32_t pages; /* new pages to reserve before the step, behind those */
     bool starts;    /* first work since it waited: it needs a slot */
     bool sample;
 };
@@ -113,13 +127,13 @@ struct sched_abort {
     bool running; /* false: the device never saw it */
 };
 
-/* Carried out in this order: abort, preempt, evict, load, fetch, work. Arrays belong to the
- * scheduler and are valid until the next sched_plan(). */
+/* Carried out in this order: abort, preempt, evict, share the found pages of work that starts,
+ * load, fetch, work. Arrays belong to the scheduler and are valid until the next sched_plan(). */
 struct sched_plan {
     const struct sched_abort *aborts; /* the caller still calls sched_leave() for each */
     uint32_t abort_count;
     const uint32_t *preempts; /* jobs that give their pages and slot back and wait again; their
-                                 tokens are kept and computed anew */
+                                 tokens are kept, and computed anew where their pages are gone */
     uint32_t preempt_count;
     const uint32_t *evicts; /* adapters */
     uint32_t evict_count;

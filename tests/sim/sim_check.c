@@ -119,8 +119,18 @@ static uint32_t check_adapters(const struct sim_world *w, const struct sched_pla
     return pages;
 }
 
+/* Nothing ran when the first was started. */
+static bool alone(const struct sim_world *w, const struct touches *seen) {
+    bool any = false;
+    for (uint32_t job = 0; job < w->knobs.options.jobs_max; job++) {
+        bool gone = seen->jobs[job] == ABORTED || seen->jobs[job] == PREEMPTED;
+        any = any || (w->jobs[job].held && w->jobs[job].seated && !gone);
+    }
+    return !any;
+}
+
 static void check_row(const struct sim_world *w, const struct sched_work *work,
-                      struct touches *seen) {
+                      struct sched_found found, struct touches *seen) {
     const struct sim_job *j = &w->jobs[work->job];
     require(j->held && seen->jobs[work->job] == 0, "works on what is gone", work->job);
     seen->jobs[work->job] = WORKED;
@@ -131,27 +141,41 @@ static void check_row(const struct sim_world *w, const struct sched_work *work,
                 "its adapter is not there", work->job);
     }
     require(work->starts == !j->seated, "`starts` is wrong", work->job);
-    require(work->position == j->computed, "position is wrong", work->job);
+    uint32_t held = j->page_count;
+    if (work->starts) { /* from what is found on, or from the first token when it starts alone */
+        require(work->position == found.tokens || (work->position == 0 && alone(w, seen)),
+                "position is wrong", work->job);
+        held = work->position / w->knobs.options.page_tokens;
+    } else {
+        require(work->position == j->computed, "position is wrong", work->job);
+    }
     require(work->tokens >= 1 && work->tokens <= w->knobs.options.chunk_tokens, "bad chunk",
             work->job);
-    require(work->tokens <= j->known - j->computed, "beyond what is known", work->job);
-    require(work->sample == (work->tokens == j->known - j->computed), "`sample` is wrong",
+    require(work->tokens <= j->known - work->position, "beyond what is known", work->job);
+    require(work->sample == (work->tokens == j->known - work->position), "`sample` is wrong",
             work->job);
     require(j->sampled < j->entry.output_tokens, "beyond its output", work->job);
-    uint32_t pages = sim_pages_of(w, j->computed + work->tokens);
-    require(work->pages == pages - j->pages, "pages are wrong", work->job);
+    uint32_t pages = sim_pages_of(w, work->position + work->tokens);
+    require(work->pages == pages - held, "pages are wrong", work->job);
     require(pages <= w->knobs.options.slot_pages, "beyond the slot", work->job);
 }
 
-static void check_work(const struct sim_world *w, const struct sched_plan *plan,
-                       struct touches *seen, uint32_t load_pages) {
+static void check_work(struct sim_world *w, const struct sched_plan *plan, struct touches *seen,
+                       uint32_t load_pages) {
     uint32_t tokens = 0;
     uint32_t pages = load_pages;
     uint32_t starts = 0;
     for (uint32_t i = 0; i < plan->work_count; i++) {
         const struct sched_work *work = &plan->work[i];
         require(work->job < w->knobs.options.jobs_max, "no such job", work->job);
-        check_row(w, work, seen);
+        struct sched_found found = {0};
+        if (work->starts && w->knobs.prefixes) {
+            found = sim_found(w, work->job);
+        }
+        check_row(w, work, found, seen);
+        if (work->position > 0) {
+            pages += found.pages;
+        }
         tokens += work->tokens;
         pages += work->pages;
         starts += work->starts;
@@ -163,7 +187,8 @@ static void check_work(const struct sim_world *w, const struct sched_plan *plan,
     }
     require(tokens == plan->tokens, "tokens do not add up", tokens);
     require(tokens <= w->knobs.options.step_tokens, "beyond the step's tokens", tokens);
-    require(pages <= w->pages_free, "beyond the free pages", pages);
+    struct pool_counts counts = pool_counts(w->pool);
+    require(pages <= counts.free + counts.cached, "beyond the free pages", pages);
     require(starts <= slots, "beyond the slots", starts);
 }
 
@@ -226,17 +251,25 @@ void sim_check(struct sim_world *w, const struct sched_plan *plan) {
 }
 
 void sim_check_world(struct sim_world *w) {
-    uint32_t pages = w->pages_free + sim_pending(w);
+    bool seen[SIM_PAGES_MAX] = {false};
+    uint32_t pages = 0;
     uint32_t running = 0;
     for (uint32_t i = 0; i < w->knobs.options.jobs_max; i++) {
-        pages += w->jobs[i].held ? w->jobs[i].pages : 0;
-        running += w->jobs[i].held && w->jobs[i].seated;
+        const struct sim_job *j = &w->jobs[i];
+        running += j->held && j->seated;
+        for (uint32_t k = 0; j->held && k < j->page_count; k++) {
+            pages += !seen[j->pages[k]]; /* shared ones once */
+            seen[j->pages[k]] = true;
+        }
     }
     for (uint32_t i = 0; i < w->knobs.options.adapters_max; i++) {
         enum sched_adapter_state state = w->view[i].state;
         pages += state == SCHED_LOADING || state == SCHED_RESIDENT ? w->view[i].pages : 0;
     }
-    require(pages == w->knobs.options.pages, "pages do not add up", pages);
+    require(pages == pool_counts(w->pool).kv, "pages do not add up", pages);
+    if (w->tick % 64 == 0) {
+        pool_check(w->pool);
+    }
     struct sched_counts c = sched_counts(w->sched);
     require(c.running == running, "another count of running jobs", c.running);
     require(c.waiting + c.running == w->held, "another count of jobs", c.waiting);

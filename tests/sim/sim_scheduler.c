@@ -47,13 +47,13 @@ static void report(uint64_t seed, const struct sim_world *w) {
                  k->options.slot_pages, k->options.wait_steps, k->adapter_slots, k->store_images);
     (void)printf(
         "  ticks=%u steps=%" PRIu64 " rows/step=%.1f tokens=%" PRIu64 " loads=%" PRIu64
-        " preempted=%" PRIu64 "\n  finished=%" PRIu64 " expired=%" PRIu64 " no_room=%" PRIu64
-        " cancelled=%" PRIu64 " refused=%" PRIu64 "\n  longest wait=%" PRIu64
+        " preempted=%" PRIu64 " found=%" PRIu64 "\n  finished=%" PRIu64 " expired=%" PRIu64
+        " no_room=%" PRIu64 " cancelled=%" PRIu64 " refused=%" PRIu64 "\n  longest wait=%" PRIu64
         " steps, at most %.3f%% of its bound, digest=%016" PRIx64 "\n",
         w->tick, w->step_total,
         w->step_total > 0 ? (double)w->row_total / (double)w->step_total : 0, w->token_total,
-        w->loads, w->preempts, w->finished, w->aborts_expired, w->aborts_no_room, w->cancels,
-        w->refused, w->waited_max, 100 * w->bound_share_max, w->digest);
+        w->loads, w->preempts, w->found_total, w->finished, w->aborts_expired, w->aborts_no_room,
+        w->cancels, w->refused, w->waited_max, 100 * w->bound_share_max, w->digest);
 }
 
 static void usage(void) {
@@ -95,6 +95,7 @@ int main(int argc, char **argv) {
         sum.aborts_no_room += w.aborts_no_room;
         sum.finished += w.finished;
         sum.loads += w.loads;
+        sum.found_total += w.found_total;
         if (one || seed % 8 == 0) {
             run(&w, seed);
             if (w.digest != digest) {
@@ -103,7 +104,8 @@ int main(int argc, char **argv) {
         }
     }
     (void)printf("%" PRIu64 " seeds: steps=%" PRIu64 " finished=%" PRIu64 " loads=%" PRIu64
-                 " preempted=%" PRIu64 " no_room=%" PRIu64 "\n",
-                 count, sum.step_total, sum.finished, sum.loads, sum.preempts, sum.aborts_no_room);
+                 " preempted=%" PRIu64 " found=%" PRIu64 " no_room=%" PRIu64 "\n",
+                 count, sum.step_total, sum.finished, sum.loads, sum.preempts, sum.found_total,
+                 sum.aborts_no_room);
     return 0;
 }

@@ -34,8 +34,8 @@ static void turn_knobs(struct sim_world *w) {
         .step_tokens = between(w, 1, sim_chance(w, 20) ? 8 : 128),
         .chunk_tokens = between(w, 1, 64),
         .page_tokens = 1U << between(w, 0, 4),
-        .pages = tiny ? between(w, 4, 24) : between(w, 32, 400),
-        .slot_pages = between(w, 2, 40),
+        .pages = tiny ? between(w, 4, 24) : between(w, 32, SIM_PAGES_MAX),
+        .slot_pages = between(w, 2, SIM_SLOT_PAGES_MAX),
         .wait_steps = between(w, 1, sim_chance(w, 50) ? 8 : 400),
         .step_us_fixed = 1000,
         .step_us_row = between(w, 1, 100),
@@ -54,6 +54,9 @@ static void turn_knobs(struct sim_world *w) {
     k->cancel_percent = sim_chance(w, 50) ? 0 : between(w, 1, 30);
     k->deadline_percent = sim_chance(w, 50) ? 0 : between(w, 1, 60);
     k->base_percent = sim_chance(w, 30) ? 0 : between(w, 1, 60);
+    k->prefixes = sim_chance(w, 75);
+    k->groups = between(w, 1, 3);
+    k->common_max = sim_chance(w, 50) ? slot : between(w, 0, k->prompt_max);
 }
 
 void sim_open(struct sim_world *w, uint64_t seed) {
@@ -62,13 +65,19 @@ void sim_open(struct sim_world *w, uint64_t seed) {
     if (sched_open(&w->sched, &w->knobs.options) != ERR_OK) {
         sim_fail("no memory", 0);
     }
-    w->pages_free = w->knobs.options.pages;
+    struct pool_options pool = {.page_count = w->knobs.options.pages,
+                                .prefix_tokens =
+                                    w->knobs.prefixes ? w->knobs.options.page_tokens : 0};
+    if (pool_open(&w->pool, &pool) != ERR_OK) {
+        sim_fail("no memory", 0);
+    }
     w->slots_free = w->knobs.options.rows_max;
     w->adapter_slots_free = w->knobs.adapter_slots;
 }
 
 void sim_close(struct sim_world *w) {
     sched_close(w->sched);
+    pool_close(w->pool);
 }
 
 /* ---- adapters ----------------------------------------------------------------------------- */
@@ -98,6 +107,7 @@ static void name_adapter(struct sim_world *w, uint32_t i) {
     }
     uint32_t most = w->knobs.options.pages;
     *a = (struct sim_adapter){.jobs = 1,
+                              .revision = ++w->revisions,
                               .size = between(w, 1, sim_chance(w, 5) ? most + 1 : (most + 3) / 4)};
     a->refused = sim_chance(w, w->knobs.fault_percent / 4);
     a->bad_until = sim_chance(w, w->knobs.fault_percent) ? w->tick + sim_below(w, 2000) : 0;
@@ -168,27 +178,78 @@ static void fetch(struct sim_world *w, uint32_t i) {
 
 /* ---- jobs --------------------------------------------------------------------------------- */
 
-uint32_t sim_pending(const struct sim_world *w) {
-    uint32_t pages = 0;
-    for (uint32_t i = 0; i < w->step_count; i++) {
-        pages += w->steps[i].pages_after;
-    }
-    return pages;
+/* Pages come back when the last step in flight ends. */
+static void release(struct sim_world *w, const uint32_t *pages, uint32_t count) {
+    pool_release(w->pool, pages, count, w->step_count == 0 ? 0 : w->step_total);
 }
 
-/* Pages come back when the last step in flight ends. */
-static void release(struct sim_world *w, uint32_t pages) {
-    if (w->step_count == 0) {
-        w->pages_free += pages;
-    } else {
-        w->steps[w->step_count - 1].pages_after += pages;
+/* The tokens of a page, the revision, and what came before it. */
+struct sim_page {
+    uint32_t tokens[SIM_PAGE_TOKENS_MAX];
+    struct pool_scope scope;
+    struct pool_prefix key;
+};
+
+static void page_of(const struct sim_world *w, const struct sim_job *j, uint32_t index,
+                    uint64_t before, struct sim_page *page) {
+    uint32_t count = w->knobs.options.page_tokens;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t at = index * count + i;
+        page->tokens[i] = at < j->common ? j->group * 1000 + at : (uint32_t)j->serial * 4096 + at;
+    }
+    uint64_t revision = j->entry.adapter == SCHED_BASE ? 0 : w->adapters[j->entry.adapter].revision;
+    page->scope = (struct pool_scope){0};
+    memcpy(page->scope.bytes, &revision, sizeof revision);
+    page->key = (struct pool_prefix){&page->scope, before, page->tokens};
+}
+
+/* The pages of a waiting job that can be found, `most` at most; their names lead to `*chain`. */
+static uint32_t find(const struct sim_world *w, const struct sim_job *j, uint32_t most,
+                     uint32_t *pages, uint64_t *chain) {
+    uint32_t count = 0;
+    *chain = 0;
+    while (count < most) {
+        struct sim_page page;
+        page_of(w, j, count, *chain, &page);
+        uint64_t name = pool_prefix_find(w->pool, &page.key, &pages[count]);
+        if (name == 0) {
+            break;
+        }
+        *chain = name;
+        count++;
+    }
+    return count;
+}
+
+struct sched_found sim_found(void *context, uint32_t job) {
+    const struct sim_world *w = context;
+    const struct sim_job *j = &w->jobs[job];
+    uint32_t pages[SIM_SLOT_PAGES_MAX];
+    uint64_t chain;
+    uint32_t count = find(w, j, (j->known - 1) / w->knobs.options.page_tokens, pages, &chain);
+    struct sched_found found = {.tokens = count * w->knobs.options.page_tokens};
+    for (uint32_t i = 0; i < count; i++) {
+        found.pages += pool_page_cached(w->pool, pages[i]);
+    }
+    return found;
+}
+
+/* Its full pages may be found from now on. */
+static void enter_pages(struct sim_world *w, struct sim_job *j) {
+    while (w->knobs.prefixes && (j->entered + 1) * w->knobs.options.page_tokens <= j->computed) {
+        struct sim_page page;
+        page_of(w, j, j->entered, j->chain, &page);
+        j->chain = pool_prefix_enter(w->pool, &page.key, j->pages[j->entered]);
+        j->entered++;
     }
 }
 
 static void unseat(struct sim_world *w, struct sim_job *j) {
-    release(w, j->pages);
-    j->pages = 0;
+    release(w, j->pages, j->page_count);
+    j->page_count = 0;
     j->computed = 0;
+    j->entered = 0;
+    j->chain = 0;
     j->seated = false;
     w->slots_free++;
     if (j->entry.adapter != SCHED_BASE) {
@@ -233,6 +294,9 @@ static void send(struct sim_world *w) {
     uint32_t sampled = between(w, 1, k->output_max);
     j->stop_at = sampled < j->entry.output_tokens ? sampled : j->entry.output_tokens;
     j->known = j->entry.prompt_tokens;
+    j->group = sim_below(w, k->groups);
+    uint32_t common = sim_below(w, k->common_max + 1);
+    j->common = common < j->known ? common : j->known;
     enum err e = sched_enter(w->sched, &j->entry, &j->bound);
     uint32_t room =
         k->options.slot_pages < k->options.pages ? k->options.slot_pages : k->options.pages;
@@ -278,10 +342,13 @@ void sim_outside(struct sim_world *w) {
     }
 }
 
-struct sched_snapshot sim_snapshot(const struct sim_world *w) {
+struct sched_snapshot sim_snapshot(struct sim_world *w) {
+    struct pool_counts pages = pool_counts(w->pool);
     return (struct sched_snapshot){.now_ms = w->now_ms,
-                                   .pages_free = w->pages_free,
-                                   .pages_pending = sim_pending(w),
+                                   .pages_free = pages.free + pages.cached,
+                                   .pages_pending = pages.pending,
+                                   .found = w->knobs.prefixes ? sim_found : NULL,
+                                   .context = w,
                                    .adapter_slots_free = w->adapter_slots_free,
                                    .adapters = w->view};
 }
@@ -291,7 +358,7 @@ struct sched_snapshot sim_snapshot(const struct sim_world *w) {
 static void apply_adapters(struct sim_world *w, const struct sched_plan *plan) {
     for (uint32_t i = 0; i < plan->evict_count; i++) {
         uint32_t a = plan->evicts[i];
-        release(w, w->view[a].pages);
+        release(w, w->adapters[a].pages, w->adapters[a].size);
         w->adapter_slots_free++;
         w->view[a].state = SCHED_AWAY;
         w->adapters[a].cached = true;
@@ -302,7 +369,9 @@ static void apply_adapters(struct sim_world *w, const struct sched_plan *plan) {
         if (sim_chance(w, w->knobs.fault_percent / 4)) {
             continue; /* refused: the plan asks again */
         }
-        w->pages_free -= w->view[a].pages;
+        if (pool_reserve(w->pool, w->adapters[a].size, w->adapters[a].pages) != ERR_OK) {
+            sim_fail("no pages for an adapter", a);
+        }
         w->adapter_slots_free--;
         w->view[a].state = SCHED_LOADING;
         w->adapters[a].due = w->tick + between(w, 0, w->knobs.load_ticks);
@@ -313,9 +382,27 @@ static void apply_adapters(struct sim_world *w, const struct sched_plan *plan) {
     }
 }
 
+static void apply_starts(struct sim_world *w, const struct sched_plan *plan) {
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        const struct sched_work *work = &plan->work[i];
+        if (!work->starts) {
+            continue;
+        }
+        struct sim_job *j = &w->jobs[work->job];
+        uint32_t most = work->position / w->knobs.options.page_tokens;
+        j->page_count = j->entered = find(w, j, most, j->pages, &j->chain);
+        if (j->page_count != most) {
+            sim_fail("what was found is gone", work->job);
+        }
+        pool_share(w->pool, j->pages, j->page_count);
+        j->computed = work->position;
+        w->found_total += work->position;
+    }
+}
+
 static void launch(struct sim_world *w, const struct sched_plan *plan) {
     struct sim_step *step = &w->steps[w->step_count];
-    *step = (struct sim_step){0};
+    *step = (struct sim_step){.ticket = w->step_total + 1};
     for (uint32_t i = 0; i < plan->work_count; i++) {
         const struct sched_work *work = &plan->work[i];
         struct sim_job *j = &w->jobs[work->job];
@@ -328,8 +415,10 @@ static void launch(struct sim_world *w, const struct sched_plan *plan) {
                 w->view[work->adapter].users++;
             }
         }
-        j->pages += work->pages;
-        w->pages_free -= work->pages;
+        if (pool_reserve(w->pool, work->pages, j->pages + j->page_count) != ERR_OK) {
+            sim_fail("no pages for a job", work->job);
+        }
+        j->page_count += work->pages;
         j->computed += work->tokens;
         if (work->sample) {
             j->known++;
@@ -337,6 +426,9 @@ static void launch(struct sim_world *w, const struct sched_plan *plan) {
             step->jobs[step->count] = work->job;
             step->serials[step->count++] = j->serial;
         }
+    }
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        enter_pages(w, &w->jobs[plan->work[i].job]);
     }
     w->step_count++;
     w->step_total++;
@@ -348,7 +440,7 @@ static void read_step(struct sim_world *w) {
     struct sim_step step = w->steps[0];
     w->step_count--;
     memmove(w->steps, w->steps + 1, w->step_count * sizeof *w->steps);
-    w->pages_free += step.pages_after;
+    pool_steps_ended(w->pool, step.ticket);
     for (uint32_t i = 0; i < step.count; i++) {
         struct sim_job *j = &w->jobs[step.jobs[i]];
         if (j->held && j->serial == step.serials[i] && ++j->read == j->stop_at) {
@@ -367,6 +459,7 @@ void sim_apply(struct sim_world *w, const struct sched_plan *plan) {
         unseat(w, &w->jobs[plan->preempts[i]]);
         w->preempts++;
     }
+    apply_starts(w, plan);
     apply_adapters(w, plan);
     if (plan->work_count > 0) {
         launch(w, plan);

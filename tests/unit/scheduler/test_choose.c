@@ -393,6 +393,65 @@ static void test_same_calls_same_plans(void **state) {
     fix_close(f[1]);
 }
 
+static struct sched_found found_of(void *context, uint32_t job) {
+    const struct sched_found *found = context;
+    return found[job];
+}
+
+static void test_starts_behind_what_is_found(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    struct sched_found found[FIX_JOBS] = {{.tokens = 8, .pages = 0}, {.tokens = 4, .pages = 1}};
+    f->snapshot.found = found_of;
+    f->snapshot.context = found;
+    fix_enter(f, 0, SCHED_BASE, 9, 3);
+    fix_enter(f, 1, SCHED_BASE, 30, 3);
+    (void)fix_plan(f);
+    assert_work(f, 0, 8, 1, 1, true); /* all but the last token */
+    assert_work(f, 1, 4, 8, 2, false);
+    (void)fix_plan(f);
+    assert_work(f, 0, 9, 1, 0, true);
+    assert_work(f, 1, 12, 8, 2, false);
+    fix_close(f);
+}
+
+/* Found pages that nobody uses are among the free ones: they are counted once, as taken. */
+static void test_found_pages_count(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct sched_found found[FIX_JOBS] = {[1] = {.tokens = 8, .pages = 2}};
+    for (uint32_t i = 0; i < 8; i++) {
+        uint32_t free = 3 + i / 2;
+        found[1].pages = i % 2 * 2;
+        struct fixture *f = fix_open(&o);
+        f->snapshot.found = found_of;
+        f->snapshot.context = found;
+        fix_enter(f, 0, SCHED_BASE, 4, 1); /* takes a page, is promised one more */
+        (void)fix_plan(f);
+        f->snapshot.pages_free = free;
+        fix_enter(f, 1, SCHED_BASE, 16, 1); /* four pages, output one, one to spare */
+        (void)fix_plan(f);
+        assert_int_equal(fix_work(f, 1) != NULL, free >= 4 + found[1].pages);
+        fix_close(f);
+    }
+    found[1].pages = 2;
+    for (uint32_t free = 2; free <= 3; free++) { /* alone */
+        struct fixture *f = fix_open(&o);
+        f->snapshot.found = found_of;
+        f->snapshot.context = found;
+        f->snapshot.pages_free = free;
+        fix_enter(f, 1, SCHED_BASE, 16, 1);
+        (void)fix_plan(f);
+        if (free == 2) { /* sharing them would leave no page to go on with */
+            assert_work(f, 1, 0, 8, 2, false);
+        } else {
+            assert_work(f, 1, 8, 4, 1, false);
+        }
+        fix_close(f);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adapter_major),
@@ -412,6 +471,8 @@ int main(void) {
         cmocka_unit_test(test_fewer_fetches_while_they_fail),
         cmocka_unit_test(test_a_fetch_in_vain_evicts),
         cmocka_unit_test(test_same_calls_same_plans),
+        cmocka_unit_test(test_starts_behind_what_is_found),
+        cmocka_unit_test(test_found_pages_count),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
