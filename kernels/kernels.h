@@ -188,7 +188,8 @@ struct kern_slot_set {
     const uint32_t *prompt, *output;
 };
 
-/* Delta: page `page` becomes entry `index` of the slot's list. */
+/* Delta: page `page` becomes entry `index` of the slot's list. A step brings each entry once at
+ * most; a sequence that starts with shared pages brings all of these. */
 struct kern_slot_page {
     uint32_t slot, index, page;
 };

@@ -39,12 +39,17 @@ static enum err step_memory(struct engine *e) {
     e->segments = room(l->slots, sizeof *e->segments);
     e->slot_sets = room(l->slots, sizeof *e->slot_sets);
     /* a chunk adds pages for its tokens: at most one page a token, and one that was begun */
-    e->slot_page_deltas = room((size_t)l->step_tokens + l->slots, sizeof *e->slot_page_deltas);
+    size_t deltas = (size_t)l->step_tokens + l->slots;
+    deltas += (size_t)l->slots * l->slot_pages; /* and those that were found computed */
+    e->slot_page_deltas = room(deltas, sizeof *e->slot_page_deltas);
+    e->prefix_tokens = room(l->page_tokens, sizeof *e->prefix_tokens);
+    e->prefix_pages = room(l->slot_pages, sizeof *e->prefix_pages);
     e->adapter_sets = room((size_t)l->adapters + 1, sizeof *e->adapter_sets);
     e->samples = room(l->step_samples, sizeof *e->samples);
     if (e->held == NULL || e->by_slot == NULL || e->slots_free == NULL || e->slot_pages == NULL ||
         e->tokens == NULL || e->chunks == NULL || e->segments == NULL || e->slot_sets == NULL ||
-        e->slot_page_deltas == NULL || e->adapter_sets == NULL || e->samples == NULL) {
+        e->slot_page_deltas == NULL || e->adapter_sets == NULL || e->samples == NULL ||
+        e->prefix_tokens == NULL || e->prefix_pages == NULL) {
         return ERR_NO_MEMORY;
     }
     for (uint32_t i = 0; i < l->slots; i++) {
@@ -56,6 +61,8 @@ static enum err step_memory(struct engine *e) {
 static enum err open_pool(struct engine *e) {
     const struct engine_options *o = &e->options;
     struct pool_options pool = {.page_count = o->page_count,
+                                .prefix_tokens =
+                                    o->config->pool_prefixes ? o->limits.page_tokens : 0,
                                 .adapters = o->limits.adapters,
                                 .adapter_pages = o->limits.adapter_pages,
                                 .ops = o->ops,
@@ -150,6 +157,8 @@ void engine_close(struct engine *e) {
     free(e->by_slot);
     free(e->slots_free);
     free(e->slot_pages);
+    free(e->prefix_tokens);
+    free(e->prefix_pages);
     free(e->tokens);
     free(e->chunks);
     free(e->segments);
@@ -198,6 +207,7 @@ static void show(struct engine *e) {
     metrics_set(m, METRIC_JOBS_RUNNING, s.running);
     metrics_set(m, METRIC_POOL_PAGES, p.pages);
     metrics_set(m, METRIC_POOL_PAGES_FREE, p.free);
+    metrics_set(m, METRIC_POOL_PAGES_CACHED, p.cached);
     metrics_set(m, METRIC_POOL_PAGES_KV, p.kv);
     metrics_set(m, METRIC_POOL_PAGES_ADAPTERS, p.adapters);
     metrics_set(m, METRIC_ADAPTERS_RESIDENT, p.adapters_resident);
@@ -234,10 +244,14 @@ static bool drained(struct engine *e, int64_t now_us) {
 static void plan(struct engine *e, struct sched_plan *plan) {
     struct pool_counts p = pool_counts(e->pool);
     struct sched_snapshot snapshot = {.now_ms = clock_wall_ms(),
-                                      .pages_free = p.free,
+                                      .pages_free = p.free + p.cached,
                                       .pages_pending = p.pending,
                                       .adapter_slots_free = adapters_slots_free(e->adapters),
-                                      .adapters = adapters_view(e->adapters)};
+                                      .adapters = adapters_view(e->adapters),
+                                      .context = e};
+    if (e->options.config->pool_prefixes) {
+        snapshot.found = engine_found;
+    }
     sched_plan(e->sched, &snapshot, plan);
 }
 

@@ -1,4 +1,5 @@
-/* engine_internal.h - the loop's own state, shared by engine.c, engine_jobs.c and engine_step.c. */
+/* engine_internal.h - the loop's own state, shared by engine.c, engine_jobs.c, engine_prefix.c and
+ * engine_step.c. */
 #ifndef LORRY_WORKER_ENGINE_INTERNAL_H
 #define LORRY_WORKER_ENGINE_INTERNAL_H
 
@@ -48,6 +49,9 @@ struct engine {
     uint32_t *slot_pages; /* [limits.slots][limits.slot_pages] */
     uint64_t serial;
 
+    uint32_t *prefix_tokens; /* scratch: [limits.page_tokens], */
+    uint32_t *prefix_pages;  /* [limits.slot_pages] */
+
     struct engine_step steps[ENGINE_STEPS]; /* ring of launched steps */
     uint32_t step_head, step_count;
     uint64_t ticket_launched; /* last */
@@ -76,6 +80,16 @@ void engine_drop_all(struct engine *e);
 void engine_end(struct engine *e, struct job *job, enum job_outcome outcome);
 /* Gives back the slot and the pages; the job waits again. */
 void engine_unseat(struct engine *e, struct job *job);
+
+/* ---- engine_prefix.c: full pages that jobs share ---- */
+
+/* For the scheduler: what is found of a job that is about to start; `context` is the engine. */
+struct sched_found engine_found(void *context, uint32_t job);
+/* Gives a job that has just got a slot its first pages, those of `tokens` that were found. */
+void engine_share(struct engine *e, struct job *job, uint32_t tokens);
+/* Lets the job's full pages be found, as far as steps were launched that compute them and their
+ * tokens are known. Before its pages are released, and whenever it has more. */
+void engine_remember(struct engine *e, struct job *job);
 
 /* ---- engine_step.c: plans become steps ---- */
 

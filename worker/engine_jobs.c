@@ -13,6 +13,7 @@ static bool job_revoked(const struct engine *e, const struct job *job) {
 
 void engine_unseat(struct engine *e, struct job *job) {
     CHECK(job->device_slot != JOB_NONE);
+    engine_remember(e, job);
     pool_release(e->pool, job->pages, job->page_count, engine_ticket(e));
     if (job->entry != ADAPTERS_BASE) {
         adapters_unuse(e->adapters, job->entry);

@@ -36,9 +36,6 @@ static void apply_aborts(struct engine *e, const struct sched_plan *plan) {
 }
 
 static enum err apply_adapters(struct engine *e, const struct sched_plan *plan) {
-    for (uint32_t i = 0; i < plan->evict_count; i++) {
-        adapters_evict(e->adapters, plan->evicts[i], engine_ticket(e));
-    }
     for (uint32_t i = 0; i < plan->load_count; i++) {
         enum err loaded = adapters_load(e->adapters, plan->loads[i]);
         if (loaded != ERR_OK && loaded != ERR_NO_SPACE) { /* for room the plan asks again */
@@ -86,11 +83,13 @@ static enum err seat(struct engine *e, struct job *job, uint32_t position,
     job->device_slot = (int32_t)slot;
     job->pages = e->slot_pages + (size_t)slot * e->options.limits.slot_pages;
     job->page_count = 0;
+    engine_share(e, job, position);
     if (job->entry != ADAPTERS_BASE) {
         adapters_use(e->adapters, job->entry);
     }
     if (job->started_us == 0) {
         job->started_us = clock_mono_us();
+        job->cached = position;
         if (job->entry != ADAPTERS_BASE) {
             memcpy(job->revision, adapters_revision(e->adapters, job->entry), sizeof job->revision);
         }
@@ -119,16 +118,43 @@ static uint32_t job_token(const struct job *job, uint32_t position) {
     return index < known ? job->output[index] : KERN_TOKEN_LAST;
 }
 
+/* The device learns the job's pages from `first` on. */
+static void tell_pages(struct engine *e, const struct job *job, uint32_t first,
+                       struct kern_step *step) {
+    for (uint32_t i = first; i < job->page_count; i++) {
+        e->slot_page_deltas[step->slot_page_count++] = (struct kern_slot_page){
+            .slot = (uint32_t)job->device_slot, .index = i, .page = job->pages[i]};
+    }
+}
+
+/* Seats whom the plan starts, and gives them the pages that were found for them, before anything
+ * else takes pages. */
+static enum err apply_starts(struct engine *e, const struct sched_plan *plan,
+                             struct kern_step *step) {
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        const struct sched_work *w = &plan->work[i];
+        if (!w->starts) {
+            continue;
+        }
+        struct job *job = e->held[w->job];
+        CHECK(job != NULL);
+        enum err seated = seat(e, job, w->position, &e->slot_sets[step->slot_set_count]);
+        if (seated != ERR_OK) {
+            return seated;
+        }
+        step->slot_set_count++;
+        tell_pages(e, job, 0, step);
+    }
+    return ERR_OK;
+}
+
 static void add_pages(struct engine *e, struct job *job, uint32_t count, struct kern_step *step) {
     CHECK(job->page_count + count <= e->options.limits.slot_pages);
     uint32_t *pages = job->pages + job->page_count;
     enum err reserved = pool_reserve(e->pool, count, pages);
     CHECK(reserved == ERR_OK); /* the plan counted them */
-    for (uint32_t i = 0; i < count; i++) {
-        e->slot_page_deltas[step->slot_page_count++] = (struct kern_slot_page){
-            .slot = (uint32_t)job->device_slot, .index = job->page_count + i, .page = pages[i]};
-    }
     job->page_count += count;
+    tell_pages(e, job, job->page_count - count, step);
 }
 
 static void add_segment(struct engine *e, const struct job *job, uint32_t tokens,
@@ -149,18 +175,13 @@ static void add_segment(struct engine *e, const struct job *job, uint32_t tokens
         .adapter = adapter, .token_begin = step->token_count, .token_count = tokens};
 }
 
-static enum err add_work(struct engine *e, const struct sched_work *w, struct kern_step *step,
-                         struct engine_step *record) {
+static void add_work(struct engine *e, const struct sched_work *w, struct kern_step *step,
+                     struct engine_step *record) {
     struct job *job = e->held[w->job];
     CHECK(job != NULL);
-    if (w->starts) {
-        enum err seated = seat(e, job, w->position, &e->slot_sets[step->slot_set_count]);
-        if (seated != ERR_OK) {
-            return seated;
-        }
-        step->slot_set_count++;
-    }
     CHECK(job->device_slot != JOB_NONE);
+    CHECK(job->computed == w->position);
+    job->computed += w->tokens;
     add_pages(e, job, w->pages, step);
     add_segment(e, job, w->tokens, step);
     e->chunks[step->chunk_count++] = (struct kern_chunk){.slot = (uint32_t)job->device_slot,
@@ -178,7 +199,6 @@ static enum err add_work(struct engine *e, const struct sched_work *w, struct ke
         record->rows[record->row_count++] =
             (struct engine_row){.job = job->index, .serial = job->serial};
     }
-    return ERR_OK;
 }
 
 /* Pages of the distinct adapters that a step reads: what the cost model learns from. */
@@ -195,36 +215,30 @@ static uint32_t step_adapter_pages(const struct engine *e, const struct sched_pl
     return pages;
 }
 
-static enum err launch(struct engine *e, const struct sched_plan *plan) {
+static enum err launch(struct engine *e, const struct sched_plan *plan, struct kern_step *step) {
     CHECK(e->step_count < ENGINE_STEPS);
     struct engine_step *record = &e->steps[(e->step_head + e->step_count) % ENGINE_STEPS];
     record->row_count = 0;
-    struct kern_step step = {.tokens = e->tokens,
-                             .chunks = e->chunks,
-                             .segments = e->segments,
-                             .slot_sets = e->slot_sets,
-                             .slot_pages = e->slot_page_deltas,
-                             .adapter_sets = e->adapter_sets};
-    while (adapters_delta(e->adapters, &e->adapter_sets[step.adapter_set_count])) {
-        step.adapter_set_count++;
+    while (adapters_delta(e->adapters, &e->adapter_sets[step->adapter_set_count])) {
+        step->adapter_set_count++;
     }
     for (uint32_t i = 0; i < plan->work_count; i++) {
-        enum err added = add_work(e, &plan->work[i], &step, record);
-        if (added != ERR_OK) {
-            return added;
-        }
+        add_work(e, &plan->work[i], step, record);
     }
-    record->tokens = step.token_count;
+    record->tokens = step->token_count;
     record->adapter_pages = step_adapter_pages(e, plan);
     record->launched_us = clock_mono_us();
     enum err ran =
-        model_step(e->options.model, e->options.ops, e->options.device, &step, &record->ticket);
+        model_step(e->options.model, e->options.ops, e->options.device, step, &record->ticket);
     if (ran != ERR_OK) {
         return ran;
     }
     e->ticket_launched = record->ticket;
     e->step_count++;
     metrics_add(e->options.metrics, METRIC_STEPS, 1);
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        engine_remember(e, e->held[plan->work[i].job]);
+    }
     return ERR_OK;
 }
 
@@ -235,11 +249,23 @@ enum err engine_apply(struct engine *e, const struct sched_plan *plan, bool *lau
         engine_unseat(e, e->held[plan->preempts[i]]);
         metrics_add(e->options.metrics, METRIC_PREEMPTIONS, 1);
     }
-    enum err ran = apply_adapters(e, plan);
+    for (uint32_t i = 0; i < plan->evict_count; i++) {
+        adapters_evict(e->adapters, plan->evicts[i], engine_ticket(e));
+    }
+    struct kern_step step = {.tokens = e->tokens,
+                             .chunks = e->chunks,
+                             .segments = e->segments,
+                             .slot_sets = e->slot_sets,
+                             .slot_pages = e->slot_page_deltas,
+                             .adapter_sets = e->adapter_sets};
+    enum err ran = apply_starts(e, plan, &step);
+    if (ran == ERR_OK) {
+        ran = apply_adapters(e, plan);
+    }
     if (ran != ERR_OK || plan->work_count == 0) {
         return ran;
     }
-    ran = launch(e, plan);
+    ran = launch(e, plan, &step);
     *launched = ran == ERR_OK;
     return ran;
 }

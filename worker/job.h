@@ -93,8 +93,9 @@ struct job {
     uint64_t serial;     /* names one stay in a slot: results of an older one are surplus */
     uint32_t *pages;     /* [page_count] of room slot_pages, while it has a slot */
     uint32_t page_count;
-    uint32_t planned;        /* tokens sampled by steps that were launched */
-    uint32_t next, previous; /* list of running jobs */
+    uint32_t computed; /* tokens that its pages hold, or will hold once launched steps have ended */
+    uint32_t entered;  /* of its pages, those that can be found as a prefix */
+    uint64_t chain;    /* and the name of the last of these */
 
     /* ---- loop → publish ---- */
     uint32_t *output;              /* [output_max]; set before output_count first rises */
@@ -107,6 +108,7 @@ struct job {
     int64_t started_us, first_token_us, ended_us; /* monotonic; 0 = did not happen */
     char revision[POOL_REVISION_BYTES];
     uint32_t metrics_adapter;
+    uint32_t cached; /* tokens of the prompt that were found computed when it first started */
 
     /* ---- publish → loop ---- */
     _Atomic bool stop_found; /* a stop string: the loop ends it at its next turn */

@@ -278,6 +278,7 @@ static struct wire_final final_of(struct publish *p, const struct job *job) {
         .status = outcomes[job->outcome].status,
         .finish = outcomes[job->outcome].finish,
         .prompt_tokens = job->prompt_count,
+        .cached_tokens = job->cached,
         .completion_tokens = stream_tokens(job),
         .timing = {.queued = milliseconds(job->received_us, job->started_us),
                    .first_token = milliseconds(job->received_us, job->first_token_us),

@@ -23,7 +23,7 @@
 enum { ARGUMENTS_MAX = 32, LINE_BYTES = 4096 };
 
 static char input[256], output[256];
-static uint64_t preemptions; /* of the last run */
+static uint64_t preemptions, tokens_cached, tokens_prompt; /* of the last run */
 
 static int setup(void **state) {
     (void)state;
@@ -85,6 +85,8 @@ static json_t *run_file(const char *const *extra, struct worker_report *report) 
     }
     *report = worker_report(w);
     preemptions = metrics_value(worker_metrics(w), METRIC_PREEMPTIONS);
+    tokens_cached = metrics_value(worker_metrics(w), METRIC_TOKENS_CACHED);
+    tokens_prompt = metrics_value(worker_metrics(w), METRIC_TOKENS_PROMPT);
     worker_close(w);
     config_close(c);
     json_t *finals = json_object();
@@ -142,6 +144,118 @@ static size_t write_goldens(const json_t *cases, int times) {
     }
     assert_int_equal(fclose(file), 0);
     return count;
+}
+
+/* ---- preemption and prefixes -------------------------------------------------------------- */
+
+enum { SYSTEM_TOKENS = 55, PREFIX_ROUNDS = 8 };
+
+/* Jobs that begin alike, on the base and three adapters: the same system prompt, then nothing of
+ * their own or up to 33 tokens, so that borders of pages lie everywhere; some are the same
+ * throughout but for the seed. Half of them sample. */
+static size_t write_alike(void) {
+    static const char *const adapters[] = {"", "r1", "r3-down", "rank-pattern"};
+    static const unsigned own[] = {0, 1, 8, 9, 10, 33, 0};
+    FILE *file = open_input();
+    size_t count = 0;
+    for (unsigned round = 0; round < PREFIX_ROUNDS; round++) {
+        for (size_t a = 0; a < sizeof adapters / sizeof adapters[0]; a++) {
+            unsigned tokens = SYSTEM_TOKENS + own[(round + a) % (sizeof own / sizeof own[0])];
+            (void)fprintf(file, "{\"id\":\"%zu/%u\",\"adapter\":\"%s\",\"tokens\":[", a, round,
+                          adapters[a]);
+            for (unsigned i = 0; i < tokens; i++) {
+                unsigned token = i < SYSTEM_TOKENS ? 3 + i * 7 % 250 : 3 + (i + round / 2) % 250;
+                (void)fprintf(file, "%s%u", i > 0 ? "," : "", token);
+            }
+            (void)fprintf(file, "],\"max_tokens\":%u,\"temperature\":%s,\"seed\":%u%s}\n",
+                          16 + 48 * (round % 4), round % 2 == 0 ? "0.9" : "0", 100 + round,
+                          round % 3 > 0 ? ",\"ignore_eos\":true" : "");
+            count++;
+        }
+    }
+    assert_int_equal(fclose(file), 0);
+    return count;
+}
+
+static uint32_t cached_tokens(const json_t *final) {
+    const json_t *usage = json_object_get(final, "usage");
+    const json_t *details = json_object_get(usage, "prompt_tokens_details");
+    uint32_t cached = (uint32_t)json_integer_value(json_object_get(details, "cached_tokens"));
+    assert_int_equal(cached % 16, 0);
+    assert_true(cached < json_integer_value(json_object_get(usage, "prompt_tokens")));
+    return cached;
+}
+
+static bool same_final(const json_t *one, const json_t *other) {
+    static const char *const fields[] = {"status", "finish_reason", "tokens", "text", "revision"};
+    bool same = true;
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++) {
+        same =
+            same && json_equal(json_object_get(one, fields[i]), json_object_get(other, fields[i]));
+    }
+    return same;
+}
+
+/* All succeeded with the same tokens and text; returns how many were told of cached tokens. */
+static size_t check_same(json_t *expected, json_t *finals) {
+    const char *id = NULL;
+    json_t *one = NULL;
+    size_t cached = 0;
+    assert_int_equal(json_object_size(finals), json_object_size(expected));
+    json_object_foreach(expected, id, one) {
+        const json_t *other = json_object_get(finals, id);
+        assert_string_equal(text_of(finals, id, "status"), "succeeded");
+        assert_true(same_final(one, other));
+        cached += cached_tokens(other) > 0;
+    }
+    return cached;
+}
+
+/* Invariant 3 on the CPU: jobs that share pages, that are preempted and go on, in a pool where
+ * prefixes are given up and adapters evicted, say bit for bit what they say alone. */
+static void test_prefixes_and_preemption(void **state) {
+    (void)state;
+    size_t count = write_alike();
+    struct worker_report report;
+    json_t *alone = run_file(
+        (const char *const[]){"--pool.prefixes=false", "--scheduler.rows=1", NULL}, &report);
+    assert_int_equal(json_object_size(alone), count);
+    assert_int_equal(check_same(alone, alone), 0);
+    assert_int_equal(preemptions + tokens_cached, 0);
+    uint64_t computed = tokens_prompt;
+
+    json_t *shared = run_file((const char *const[]){NULL}, &report);
+    size_t cached = check_same(alone, shared);
+    assert_true(cached > count / 2);
+    assert_int_equal(preemptions, 0);
+    assert_int_equal(tokens_cached + tokens_prompt, computed);
+    json_decref(shared);
+
+    static const char *const small[] = {"--pool.pages=32",
+                                        "--pool.adapters=2",
+                                        "--scheduler.rows=8",
+                                        "--scheduler.step_tokens=32",
+                                        "--scheduler.chunk_tokens=24",
+                                        NULL,
+                                        NULL};
+    const char *extra[7];
+    memcpy(extra, small, sizeof extra);
+    json_t *preempted = run_file(extra, &report);
+    (void)check_same(alone, preempted);
+    assert_true(preemptions > 0);
+    assert_true(tokens_cached > 0);
+    print_message("small pool, prefixes: %llu preempted, %llu tokens found\n",
+                  (unsigned long long)preemptions, (unsigned long long)tokens_cached);
+    json_decref(preempted);
+
+    extra[5] = "--pool.prefixes=false";
+    preempted = run_file(extra, &report);
+    assert_int_equal(check_same(alone, preempted), 0);
+    assert_true(preemptions > 0);
+    assert_int_equal(tokens_cached, 0);
+    print_message("small pool, no prefixes: %llu preempted\n", (unsigned long long)preemptions);
+    json_decref(preempted);
+    json_decref(alone);
 }
 
 /* A text of an object; NULL: absent or null. */
@@ -460,10 +574,15 @@ static void test_status_labels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_mixed),     cmocka_unit_test(test_goldens_in_a_small_pool),
-        cmocka_unit_test(test_one_row_at_a_time), cmocka_unit_test(test_bad_jobs),
-        cmocka_unit_test(test_bad_adapters),      cmocka_unit_test(test_status_labels),
-        cmocka_unit_test(test_sampling_goldens),  cmocka_unit_test(test_sampling_in_any_batch),
+        cmocka_unit_test(test_goldens_mixed),
+        cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_one_row_at_a_time),
+        cmocka_unit_test(test_bad_jobs),
+        cmocka_unit_test(test_bad_adapters),
+        cmocka_unit_test(test_status_labels),
+        cmocka_unit_test(test_prefixes_and_preemption),
+        cmocka_unit_test(test_sampling_goldens),
+        cmocka_unit_test(test_sampling_in_any_batch),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
