@@ -152,7 +152,8 @@ enum { SYSTEM_TOKENS = 55, PREFIX_ROUNDS = 8 };
 
 /* Jobs that begin alike, on the base and three adapters: the same system prompt, then nothing of
  * their own or up to 33 tokens, so that borders of pages lie everywhere; some are the same
- * throughout but for the seed. Half of them sample. */
+ * throughout but for the seed. Half of them sample; some have penalties, which need to know what
+ * the shared pages hold. */
 static size_t write_alike(void) {
     static const char *const adapters[] = {"", "r1", "r3-down", "rank-pattern"};
     static const unsigned own[] = {0, 1, 8, 9, 10, 33, 0};
@@ -169,7 +170,7 @@ static size_t write_alike(void) {
             }
             (void)fprintf(file, "],\"max_tokens\":%u,\"temperature\":%s,\"seed\":%u%s}\n",
                           16 + 48 * (round % 4), round % 2 == 0 ? "0.9" : "0", 100 + round,
-                          round % 3 > 0 ? ",\"ignore_eos\":true" : "");
+                          round % 4 == 3 ? ",\"repetition_penalty\":1.2,\"ignore_eos\":true" : "");
             count++;
         }
     }
