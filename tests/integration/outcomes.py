@@ -153,6 +153,9 @@ def check_shape(final):
         assert 0 <= timing["queued"] <= timing["first_token"] <= timing["total"], final
     if final["tokens"] is not None:
         assert len(final["tokens"]) in (0, usage["completion_tokens"]), final
+    if final["logprobs"] is not None:
+        assert [each["token"] for each in final["logprobs"]] == final["tokens"], final
+        assert all(each["logprob"] <= 0 for each in final["logprobs"]), final
 
 
 def check_echo(sent, record):

@@ -1,13 +1,14 @@
 """Frames: stop strings, coalescing, jobs that do not stream, results that are too large."""
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
 from lab import eventually
-from outcomes import check_stream, streams_of
+from outcomes import check_same, check_stream, streams_of
 
 GREEDY = {"prompt": "A story", "max_tokens": 60, "ignore_eos": True, "temperature": 0}
 
@@ -67,6 +68,47 @@ def test_stop_tokens_and_eos(story):
     assert final["text"] == "" or reference["text"].startswith(final["text"])
     assert final["tokens"][:first] == reference["tokens"][:first]
     assert len(final["tokens"]) <= first + 1
+
+
+def as_floats(entries):
+    """Log-probabilities that compare, whether they were written as f32 or as decimals."""
+    numbers = [p for each in entries for p in (each["logprob"], *(p for _, p in each["top"]))]
+    tokens = [t for each in entries for t in (each["token"], *(t for t, _ in each["top"]))]
+    return tokens, struct.pack(f"{len(numbers)}f", *numbers)
+
+
+def test_logprobs_and_penalties(story):
+    """Frames' log-probabilities add up to the final's, and all is as `lorry run` says it."""
+    options = [
+        {"logprobs": 3, "repetition_penalty": 1.3},
+        {"logprobs": 0, "presence_penalty": 1.5, "temperature": 1.0, "min_p": 0.05},
+        {"logprobs": True, "top_logprobs": 20, "frequency_penalty": 0.5},
+        {"frequency_penalty": 2},
+    ]
+    jobs = [
+        {"id": f"{adapter}-{i}", "adapter": adapter, **GREEDY, **each}
+        for i, each in enumerate(options)
+        for adapter in ("alpha", "beta")
+    ]
+    story.worker(frames__interval_ms=0)
+    story.send(jobs)
+    finals = story.check()
+    reference = story.reference(jobs)
+    check_same(finals, reference)
+    frames = {}
+    for record in story.records(story.frames):
+        frames.setdefault(record.body["id"], []).extend(record.body["logprobs"] or [])
+    for job in jobs:
+        final = finals[job["id"]]
+        if "logprobs" not in job:
+            assert final["logprobs"] is None and not frames[job["id"]]
+            continue
+        asked = job.get("top_logprobs", int(job["logprobs"]) if job["logprobs"] is not True else 0)
+        assert {len(each["top"]) for each in final["logprobs"]} == {asked}
+        assert frames[job["id"]] == final["logprobs"], "frames and final"
+        assert as_floats(final["logprobs"]) == as_floats(reference[job["id"]]["logprobs"])
+    plain = story.reference([{"id": "plain", "adapter": "alpha", **GREEDY}])["plain"]
+    assert plain["tokens"] != finals["alpha-0"]["tokens"], "the penalty does something"
 
 
 def test_jobs_that_do_not_stream(story):

@@ -102,6 +102,7 @@ def test_openai_batch(story):
                 "model": model,
                 "messages": [{"role": "user", "content": f"question {i}"}],
                 "max_tokens": 7,
+                **({"logprobs": True, "top_logprobs": 2} if i % 2 == 0 else {}),
             },
         }
         for i, model in enumerate(["tiny", "alpha", "nobody", "beta"] * 3)
@@ -127,8 +128,15 @@ def test_openai_batch(story):
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     finals = {final["custom_id"]: final for final in story.finals().values()}
     for each in good:
-        text = each["response"]["body"]["choices"][0]["message"]["content"]
-        assert text == finals[each["custom_id"]]["text"]
+        choice = each["response"]["body"]["choices"][0]
+        final = finals[each["custom_id"]]
+        assert choice["message"]["content"] == final["text"]
+        if final["logprobs"] is None:
+            assert choice["logprobs"] is None
+            continue
+        tokens = [f"token_id:{token}" for token in final["tokens"]]
+        assert [entry["token"] for entry in choice["logprobs"]["content"]] == tokens
+        assert all(len(entry["top_logprobs"]) == 2 for entry in choice["logprobs"]["content"])
     for each in bad:
         said = json.dumps(each)
         assert "unknown_adapter" in said
