@@ -64,6 +64,17 @@ static const struct plan_row QWEN2_ROWS[] = {
     {"head-bias", 8, 0, 1},
 };
 
+/* Prompts and chunks on both sides of the window, 24, and across it. */
+static const struct plan_row MISTRAL_ROWS[] = {
+    {"every", 40, 7, 0},           {"by-regex", 24, 0, 1},  {NULL, 25, 24, 0}, {NULL, 3, 0, 0},
+    {"rslora-pattern", 52, 30, 2}, {"lora-bias", 23, 5, 0}, {NULL, 48, 1, 0},
+};
+
+static const struct plan_row QWEN3_ROWS[] = {
+    {"every", 19, 4, 0},           {"qk", 1, 0, 3},        {"qk", 33, 8, 0}, {NULL, 16, 0, 1},
+    {"rslora-pattern", 17, 16, 0}, {"lora-bias", 9, 0, 2}, {NULL, 40, 3, 0},
+};
+
 struct mix {
     struct rig rig;
     const struct plan_row *plan;
@@ -177,10 +188,24 @@ static void test_qwen2(void **state) {
             sizeof QWEN2_ROWS / sizeof QWEN2_ROWS[0]);
 }
 
+static void test_mistral(void **state) {
+    (void)state;
+    run_mix(GOLDEN "tiny-mistral/model", GOLDEN "tiny-mistral/adapters", MISTRAL_ROWS,
+            sizeof MISTRAL_ROWS / sizeof MISTRAL_ROWS[0]);
+}
+
+static void test_qwen3(void **state) {
+    (void)state;
+    run_mix(GOLDEN "tiny-qwen3/model", GOLDEN "tiny-qwen3/adapters", QWEN3_ROWS,
+            sizeof QWEN3_ROWS / sizeof QWEN3_ROWS[0]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_llama),
         cmocka_unit_test(test_qwen2),
+        cmocka_unit_test(test_mistral),
+        cmocka_unit_test(test_qwen3),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
