@@ -25,9 +25,13 @@ struct text_message { /* one chat message; borrowed, not NUL-terminated */
 };
 
 /* Opens the model folder `dir`: tokenizer.json (required); tokenizer_config.json (optional: special
- * tokens, chat_template as a string or as the list's entry "default"); chat_template.jinja
- * (optional, goes first). Truncation and padding that tokenizer.json declares are turned off. The
- * template is parsed here, so a broken one is found before any job needs it.
+ * tokens, added_tokens_decoder, chat_template as a string or as the list's entry "default");
+ * special_tokens_map.json (optional, older folders: counts where there is no added_tokens_decoder);
+ * chat_template.jinja (optional, goes first). As in transformers 5, tokenizer.json's post-processor
+ * alone says what is put around a text: add_bos_token and add_eos_token change nothing beside it.
+ * Unlike there, a token that the vocabulary lacks is not added: the model has no row for it.
+ * Truncation and padding that tokenizer.json declares are turned off. The template is parsed here,
+ * so a broken one is found before any job needs it.
  * *out    the caller's until text_close(); written only on ERR_OK.
  * Errors  ERR_BAD_MODEL: a file is missing, unreadable, larger than 256 MiB or damaged; the file is
  *         named.
@@ -66,10 +70,12 @@ NODISCARD enum err text_encode(const struct text *t, const char *utf8, size_t by
  * *out    NUL-terminated, *out_bytes without the NUL; released with text_release(). Written only on
  *         ERR_OK.
  * Errors  ERR_UNSUPPORTED_FIELD (field "messages"): the model has no chat template;
- *         ERR_BAD_MESSAGE (field "messages"): not UTF-8, or the template raised: its own words;
+ *         ERR_BAD_MESSAGE (field "messages"): not UTF-8; or the template raised: its own words;
+ *         or it failed: the engine's words, which name the construct, and the line. Known to fail:
+ *         `'%s' % x` (the filter `format` does the same), `''[::-1]`;
  *         ERR_NO_MEMORY, ERR_INTERNAL.
  * Cost    about 1 µs a message and a copy of its text; a template that does not end is stopped
- * after 10^8 instructions (seconds). */
+ * after 2 * 10^7 instructions (about a second). */
 NODISCARD enum err text_render_chat(const struct text *t, const struct text_message *messages,
                                     size_t count, char **out, size_t *out_bytes,
                                     struct err_text *why);

@@ -4,31 +4,41 @@
     generate.py MODEL_DIR       the folder of SmolLM2-135M-Instruct
 
 Needs transformers and tokenizers, no torch. Every random choice has a fixed seed. The small tokenizers
-are trained once: delete a tokenizer.json to train it anew.
+are trained once: delete a tokenizer.json to train it anew. Most answers are kept as CRC-32 in eight hex
+digits, a few in full, so that a difference can be looked at.
 
 strings.jsonl           the texts, one JSON string a line
 conversations.jsonl     [[role, content], ...] a line
-NAME/encode.jsonl       [i, ids without special tokens, ids with them or null when they are equal]:
-                        text i of strings.jsonl
+NAME/encode.jsonl       line 1: a CRC for each text: of its ids without special tokens, 2^32-1, its ids with them
+                        line 2: a CRC for each text: of decode(its ids with special tokens, skip_special_tokens=True)
+                        the others: [i, ids without special tokens, ids with them]: text i of strings.jsonl
 NAME/decode.jsonl       [ids, text]: decode(ids, skip_special_tokens=True)
-NAME/chat.jsonl         [i, text, ids]: conversation i in the model's own template
-templates/chat.jsonl    [template, i, text, null] or [template, i, null, what it raised], with the special tokens of bytelevel/
+templates/chat.jsonl    [template, tokenizer, a CRC of each conversation's text, one of its ids or 0] or, as samples,
+                        [template, i, text or null, what it raised or null]; a CRC of what was raised has 255 in front.
+                        Today as strftime_now("%d %b %Y") gives it is @TODAY@
+configs.jsonl           [tokenizer, tokenizer_config.json, special_tokens_map.json or null,
+                        [[text, ids without special tokens, ids with them, decoded], ...]]
 decoders/decode.jsonl   [decoder as tokenizer.json has it, [[ids, text], ...]]
 """
 
 import json
 import random
+import struct
 import sys
+import tempfile
+import zlib
+from datetime import datetime
 from pathlib import Path
 
 import jinja2
 from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
                         pre_tokenizers, processors, trainers)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 HERE = Path(__file__).parent
-STRING_COUNT = 1100
-SMALL_STEP = 3  # the small tokenizers take every third text
+STRING_COUNT = 2100
+SAMPLE_STEP = 70  # of the texts, these are kept with all their ids
 
 WORDS = """the quick brown fox jumps over a lazy dog queue worker adapter batch token stream deadline
 Kafka GPU it's don't we'll I've they're e.g. naïve café Straße Größe señor œuvre fjord Čeština żółw
@@ -49,7 +59,10 @@ SCRIPTS = {
 CONTROL = "\x00\x01\x07\x08\x0b\x0c\x1b\x1f\x7f\x80\x85\u2028\u2029"
 SPACES = [" ", "  ", "   ", "\t", "\n", "\r\n", "\n\n", " \n", "\n ", "\u00a0", "\u3000", " " * 17, "\t\t\t", "\r", "\u2009"]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "[INST]",
-            "<|im_start", "|>", "<|im_start|><|im_end|>", "▁", "<0x0A>", "Ġ", "<repo_name>", "<file_sep>"]
+            "<|im_start", "|>", "<|im_start|><|im_end|>", "▁", "<0x0A>", "Ġ", "<repo_name>", "<file_sep>",
+            "<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "[/INST]", "[AVAILABLE_TOOLS]", "<think>",
+            "[CLS]", "[MASK]", "##a"]
+ADDED = ["<tool>", "<end>", "word", "größe", "<|both|>"]  # added tokens with all the flags there are: see added()
 CODE = """def f(x: int) -> str:
     \"\"\"Doc.\"\"\"
 \treturn f"{x!r:>10}"  # note
@@ -83,7 +96,7 @@ def fragment(rng):
     if kind == 7:
         return "".join(chr(rng.randint(32, 126)) for _ in range(rng.randint(1, 12)))
     if kind == 8:
-        return rng.choice(SPECIALS + list(CONTROL))
+        return rng.choice(["", " ", "  ", "\n", "a"]) + rng.choice(ADDED + SPECIALS + list(CONTROL)) + rng.choice(["", " ", "\t ", "b"])
     return "".join(character(rng) for _ in range(rng.randint(1, 5)))
 
 
@@ -96,6 +109,7 @@ def character(rng):
 def make_strings():
     rng = random.Random(20)
     strings = ["", "a", "Hello, world!", "".join(CODE), *SPACES, *SPECIALS, *CONTROL, *WORDS, *SCRIPTS.values()]
+    strings += [before + name + after for name in ADDED for before in ("", " ", "x", "x ", " \n") for after in ("", " ", "y", " \t")]
     strings += ["a" * 500, " " * 500, "\n" * 100, "9" * 200, "é" * 100, "😀" * 60, "ab" * 250, "-=" * 80]
     strings += ["".join(fragment(rng) for _ in range(150)) for _ in range(3)]
     while len(strings) < STRING_COUNT:
@@ -118,6 +132,10 @@ def make_conversations(strings):
         for i in range(rng.randint(1, 5)):
             role = ["user", "assistant"][i % 2] if rng.random() < 0.93 else rng.choice(["user", "tool", "system"])
             turns.append([role, rng.choice(short)])
+        conversations.append(turns)
+    for i in range(90):  # as a user would: turns alternate, no padding
+        turns = [["system", rng.choice(short).strip()]] if i % 3 == 0 else []
+        turns += [[["user", "assistant"][k % 2], rng.choice(short).strip() or "x"] for k in range(2 * rng.randint(0, 3) + 1)]
         conversations.append(turns)
     return conversations
 
@@ -170,6 +188,124 @@ def train_sentencepiece(strings):
     return t
 
 
+def added(special):
+    """One token of each kind; `special` is one more, with room on both sides."""
+    return [AddedToken("<tool>", lstrip=True, normalized=False), AddedToken("<end>", rstrip=True, normalized=False),
+            AddedToken("word", single_word=True, normalized=True), AddedToken("größe", normalized=True),
+            AddedToken(special, lstrip=True, rstrip=True, normalized=False, special=True)]
+
+
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+          r"|\s+(?!\S)|\s+")
+QWEN = LLAMA3.replace("{1,3}", "")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+          r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+          r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def train_bytes(strings, pattern, specials, bos=None, normalizer=None, whole=()):
+    """A byte-level family; `whole`: words that no merge makes, found by ignore_merges only."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizer
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.train_from_iterator(strings[::3], trainers.BpeTrainer(
+        vocab_size=480, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    model = json.loads(t.to_str())["model"]
+    vocab = model["vocab"]
+    for name in whole:
+        vocab.setdefault(name, len(vocab))
+    t.model = models.BPE(vocab=vocab, merges=[tuple(m) for m in model["merges"]], ignore_merges=bool(whole))
+    t.decoder = decoders.ByteLevel()
+    t.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
+    t.add_tokens(added("<|both|>"))
+    t.post_processor = processors.ByteLevel(trim_offsets=False)
+    if bos:
+        ids = [(bos, t.token_to_id(bos))]
+        t.post_processor = processors.Sequence([t.post_processor, processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=ids)])
+    return t
+
+
+def train_llama3(strings):
+    return train_bytes(strings, LLAMA3, ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+                                         "<|eot_id|>", "<|eom_id|>"], bos="<|begin_of_text|>",
+                       whole=["Ġdeadline", "queue", "ĠÐŁÑĢÐ¸", "123"])
+
+
+def train_qwen(strings):
+    return train_bytes(strings, QWEN, ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+                       normalizer=normalizers.NFC())
+
+
+def train_tekken(strings):
+    return train_bytes(strings, TEKKEN, ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"],
+                       bos="<s>", whole=["ĠKafka", "tokens"])
+
+
+def metaspace(scheme):
+    """As the newer files of Llama 2 and Mistral: no normalizer, ▁ by the pre-tokenizer."""
+    def train(strings):
+        t = train_sentencepiece(strings)
+        t.normalizer = None
+        t.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
+        strip = [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
+        t.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+        t.add_tokens([AddedToken("[INST]", special=True, normalized=False), AddedToken("[/INST]", special=True, normalized=False)])
+        t.add_tokens(added("<|both|>"))
+        return t
+    return train
+
+
+def train_unigram(strings):
+    """As T5: NFKC, Metaspace, unknown characters stay unknown; </s> behind."""
+    t = Tokenizer(models.Unigram())
+    t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    t.pre_tokenizer = pre_tokenizers.Metaspace("▁", "always")
+    t.decoder = decoders.Metaspace("▁", "always")
+    texts = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] + [SCRIPTS["cyrillic"]] * 3
+    t.train_from_iterator(texts, trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    t.add_tokens(added("<|both|>"))
+    t.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", 1)])
+    return t
+
+
+def train_wordpiece(strings):
+    """As BERT: accents go, ## inside words."""
+    t = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    t.normalizer = normalizers.BertNormalizer()
+    t.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    t.decoder = decoders.WordPiece("##", cleanup=False)
+    t.train_from_iterator(strings[::3], trainers.WordPieceTrainer(
+        vocab_size=500, limit_alphabet=250, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], show_progress=False))
+    t.add_tokens(added("<|both|>"))
+    t.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    return t
+
+
+BOS_EOS = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+FAMILIES = {  # name: (how it is trained, tokenizer_config.json, merges as "a b")
+    "metaspace-first": (metaspace("first"), BOS_EOS, False),
+    "metaspace-always": (metaspace("always"), BOS_EOS, True),
+    "metaspace-never": (metaspace("never"), BOS_EOS, False),
+    "llama3": (train_llama3, {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>",
+                              "eos_token": "<|eot_id|>"}, True),
+    "qwen": (train_qwen, {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None, "eos_token": "<|im_end|>",
+                          "pad_token": "<|endoftext|>", "add_bos_token": False}, False),
+    "tekken": (train_tekken, dict(BOS_EOS), False),
+    "unigram": (train_unigram, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "<pad>"}, False),
+    "wordpiece": (train_wordpiece, {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]"}, False),
+}
+TEMPLATES = {  # template: the tokenizer that goes with it; the others of templates/ go with bytelevel
+    "llama2": "metaspace-first", "llama3": "llama3", "llama31": "llama3", "llama32": "llama3", "mistral01": "sentencepiece",
+    "mistral03": "metaspace-first", "nemo": "tekken", "qwen25": "qwen", "qwen3": "qwen", "chatml": "bytelevel",
+    "smollm2": "smollm2",
+}
+
+
 def make_decoders():
     """A vocabulary of tokens that decoders treat specially."""
     names = ["<unk>", "a", "bc", "##d", "##", "x</w>", "</w>", "▁", "▁e", "f▁", "▁▁", " ", " g", "h ", "  ", "", ".", "n't",
@@ -214,13 +350,24 @@ def decode_rows(tokenizer, seed, count, extra=()):
     return rows
 
 
-def encode_rows(t, strings, step):
-    rows = []
-    for i in range(0, len(strings), step):
-        bare = t(strings[i], add_special_tokens=False)["input_ids"]
-        full = t(strings[i])["input_ids"]
-        rows.append([i, bare, None if full == bare else full])
-    return rows
+def crc(data):
+    return f"{zlib.crc32(data):08x}"
+
+
+def words_of(ids):
+    return struct.pack(f"<{len(ids)}I", *ids)
+
+
+def encode_rows(t, strings):
+    hashes, decoded, rows = [], [], []
+    for i, s in enumerate(strings):
+        bare = t(s, add_special_tokens=False)["input_ids"]
+        full = t(s)["input_ids"]
+        hashes.append(crc(words_of([*bare, 0xFFFFFFFF, *full])))
+        decoded.append(crc(t.backend_tokenizer.decode(full, skip_special_tokens=True).encode()))
+        if i % SAMPLE_STEP == 0:
+            rows.append([i, bare, full])
+    return ["".join(hashes), "".join(decoded), *rows]
 
 
 def render(t, conversation, template=None):
@@ -228,20 +375,105 @@ def render(t, conversation, template=None):
     return t.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
 
 
-def small(name, train, strings, config):
+def small(name, train, strings, config, plain_merges=False):
+    """A small tokenizer and all that is said about its texts."""
     folder = HERE / name
     folder.mkdir(exist_ok=True)
-    if not (folder / "tokenizer.json").exists():
-        train(strings).save(str(folder / "tokenizer.json"), pretty=False)
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        form = json.loads(train(strings).to_str())
+        if plain_merges:
+            form["model"]["merges"] = [" ".join(pair) for pair in form["model"]["merges"]]
+        path.write_text(json.dumps(form, ensure_ascii=False, separators=(",", ":")))
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw = Tokenizer.from_file(str(path))
     raw.no_truncation()
     raw.no_padding()
     fast = PreTrainedTokenizerFast.from_pretrained(folder)
     for s in strings:
         assert fast(s)["input_ids"] == raw.encode(s).ids, s
-    write_lines(folder / "encode.jsonl", encode_rows(fast, strings, SMALL_STEP))
+    write_lines(folder / "encode.jsonl", encode_rows(fast, strings))
     return raw, fast
+
+
+def render_all(name, tokenizer_name, fast, conversations):
+    """[template, tokenizer, CRCs of texts, CRCs of ids], and samples."""
+    path = HERE / f"templates/{name}.jinja"
+    template = path.read_text(encoding="utf-8") if path.exists() else None
+    texts, ids, samples, failed = [], [], [], 0
+    for i, conversation in enumerate(conversations):
+        try:
+            text = render(fast, conversation, template)
+            texts.append(crc(text.encode()))
+            messages = [{"role": r, "content": c} for r, c in conversation]
+            tokens = fast.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, return_dict=False)
+            if "@TODAY@" in text or "[PAD]" in text and tokenizer_name == "bytelevel":
+                tokens = []  # ids that change daily, or of a token that transformers adds and the model has no row for
+            elif fast.bos_token and fast.bos_token not in json.dumps(conversation):
+                assert tokens.count(fast.bos_token_id) == text.count(fast.bos_token)
+            ids.append(crc(words_of(tokens)))
+            words = None
+        except jinja2.exceptions.TemplateError as e:
+            assert type(e) is jinja2.exceptions.TemplateError, (name, i, e)
+            text, words = None, str(e)
+            texts.append(crc(b"\xff" + words.encode()))
+            ids.append(crc(b""))
+            failed += 1
+        if i in (0, 1, 6) or i % 50 == 9 or words and failed == 1:
+            samples.append([name, i, text, words])
+    print(f"{name}: {len(conversations) - failed} rendered, {failed} raised")
+    return [[name, tokenizer_name, "".join(texts), "".join(ids)], *samples]
+
+
+class Today:
+    """Stands for datetime in transformers' strftime_now."""
+
+    @staticmethod
+    def now():
+        return Today()
+
+    @staticmethod
+    def strftime(form):
+        return "@TODAY@" if form == "%d %b %Y" else datetime.now().strftime(form)
+
+
+CONFIGS = [  # tokenizer, tokenizer_config.json, special_tokens_map.json
+    ("llama3", {}, None),
+    ("llama3", {"bos_token": "<|begin_of_text|>", "add_bos_token": False}, None),
+    ("llama3", {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "add_bos_token": True, "add_eos_token": True}, None),
+    ("llama3", {"add_bos_token": True}, None),
+    ("llama3", {"eos_token": "<|eot_id|>", "add_eos_token": True}, None),
+    ("qwen", {"bos_token": "<|endoftext|>", "add_bos_token": True}, None),
+    ("qwen", {"eos_token": "<tool>", "additional_special_tokens": ["<end>"]}, None),
+    ("qwen", {"added_tokens_decoder": {"3": {"content": "$", "lstrip": True, "rstrip": False, "normalized": False,
+                                             "single_word": False, "special": True}}}, {"eos_token": "<tool>"}),
+    ("qwen", {}, {"bos_token": {"content": "<|im_start|>", "lstrip": False, "normalized": False, "rstrip": False,
+                                "single_word": False}, "eos_token": "<tool>"}),
+    ("qwen", {"bos_token": "<|im_end|>", "add_bos_token": True}, {"bos_token": "<|im_start|>"}),
+    ("metaspace-first", {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True, "add_eos_token": False,
+                         "legacy": False}, None),
+    ("sentencepiece", {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False, "add_eos_token": True}, None),
+    ("unigram", {"eos_token": "</s>", "add_eos_token": False}, None),
+]
+
+
+def config_rows(strings):
+    rows = []
+    for name, config, special_map in CONFIGS:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            (folder / "tokenizer.json").write_text((HERE / name / "tokenizer.json").read_text())
+            (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **config}))
+            if special_map is not None:
+                (folder / "special_tokens_map.json").write_text(json.dumps(special_map))
+            t = PreTrainedTokenizerFast.from_pretrained(folder)
+        answers = []
+        for s in ["Hello, world!", "", "a<tool> b <end> c", "<|im_start|>x<|im_end|> $y", *strings[300:600:60]]:
+            full = t(s)["input_ids"]
+            answers.append([s, t(s, add_special_tokens=False)["input_ids"], full,
+                            t.backend_tokenizer.decode(full, skip_special_tokens=True)])
+        rows.append([name, config, special_map, answers])
+    return rows
 
 
 def main():
@@ -254,15 +486,11 @@ def main():
     model = PreTrainedTokenizerFast.from_pretrained(model_dir)
     auto = AutoTokenizer.from_pretrained(model_dir)
     assert all(auto(s)["input_ids"] == model(s)["input_ids"] for s in strings)
-    write_lines(HERE / "smollm2/encode.jsonl", encode_rows(model, strings, 1))
+    write_lines(HERE / "smollm2/encode.jsonl", encode_rows(model, strings))
     write_lines(HERE / "smollm2/decode.jsonl", decode_rows(model.backend_tokenizer, 30, 200))
-    rows = []
-    for i, conversation in enumerate(conversations):
-        text = render(model, conversation)
-        rows.append([i, text, model(text, add_special_tokens=False)["input_ids"]])
-    write_lines(HERE / "smollm2/chat.jsonl", rows)
+    fast = {"smollm2": model}
 
-    raw, fast = small("bytelevel", train_bytelevel, strings, {
+    raw, fast["bytelevel"] = small("bytelevel", train_bytelevel, strings, {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": {"__type": "AddedToken", "content": "<|im_start|>", "special": True},
         "eos_token": "<|im_end|>",
@@ -270,19 +498,23 @@ def main():
                           {"name": "default", "template": "{{ messages[0].content }}{{ eos_token }}"}]})
     high = [i for i in range(raw.get_vocab_size()) if not raw.id_to_token(i).isascii()]
     write_lines(HERE / "bytelevel/decode.jsonl", decode_rows(raw, 31, 300, high))
-    rows = []
-    for path in sorted((HERE / "templates").glob("*.jinja")):
-        template = path.read_text(encoding="utf-8")
-        for i in range(40):
-            try:
-                rows.append([path.stem, i, render(fast, conversations[i], template), None])
-            except jinja2.exceptions.TemplateError as e:
-                rows.append([path.stem, i, None, str(e)])
-    write_lines(HERE / "templates/chat.jsonl", rows)
 
-    raw, _ = small("sentencepiece", train_sentencepiece, strings, {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+    raw, fast["sentencepiece"] = small("sentencepiece", train_sentencepiece, strings, BOS_EOS)
     write_lines(HERE / "sentencepiece/decode.jsonl", decode_rows(raw, 32, 300, range(3, 259)))
+
+    for i, (name, (train, config, plain_merges)) in enumerate(FAMILIES.items()):
+        raw, fast[name] = small(name, train, strings, config, plain_merges)
+        odd = [k for k in range(raw.get_vocab_size()) if raw.id_to_token(k).startswith("<0x") or not raw.id_to_token(k).isascii()]
+        write_lines(HERE / name / "decode.jsonl", decode_rows(raw, 50 + i, 100, odd))
+    write_lines(HERE / "configs.jsonl", config_rows(strings))
+
+    chat_template_utils.datetime = Today
+    rows = []
+    names = sorted({path.stem for path in (HERE / "templates").glob("*.jinja")} | {"smollm2"})
+    for name in names:
+        tokenizer_name = TEMPLATES.get(name, "bytelevel")
+        rows += render_all(name, tokenizer_name, fast[tokenizer_name], conversations)
+    write_lines(HERE / "templates/chat.jsonl", rows)
 
     raw = make_decoders()
     (HERE / "decoders").mkdir(exist_ok=True)

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include "golden.h"
 
@@ -104,15 +105,24 @@ static void no_damage_crashes(void **state) {
     size_t count = fread(bytes, 1, sizeof(bytes), file);
     (void)fclose(file);
     assert_true(count > 100 && count < sizeof(bytes));
+    /* In memory: a folder on disk made of this the slowest test of all. */
     char dir[256];
+    char path[512];
+    char target[64];
     scratch_make(dir, sizeof(dir));
+    int fd = memfd_create("tokenizer.json", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    (void)snprintf(path, sizeof(path), "%s/tokenizer.json", dir);
+    (void)snprintf(target, sizeof(target), "/proc/self/fd/%d", fd);
+    assert_int_equal(symlink(target, path), 0);
     for (size_t i = 0; i < count; i++) {
         struct text *t = NULL;
-        scratch_write(dir, "tokenizer.json", bytes, i);
+        assert_int_equal(pwrite(fd, bytes, count, 0), count);
+        assert_int_equal(ftruncate(fd, (off_t)i), 0);
         assert_int_equal(text_open(&t, dir, NULL), ERR_BAD_MODEL);
         char kept = bytes[i];
         bytes[i] = "0\"{}9"[i % 5];
-        scratch_write(dir, "tokenizer.json", bytes, count);
+        assert_int_equal(pwrite(fd, bytes, count, 0), count);
         bytes[i] = kept;
         enum err e = text_open(&t, dir, NULL);
         assert_true(e == ERR_OK || e == ERR_BAD_MODEL);
@@ -120,6 +130,7 @@ static void no_damage_crashes(void **state) {
             text_close(t);
         }
     }
+    (void)close(fd);
     scratch_remove(dir);
 }
 
@@ -134,7 +145,11 @@ static void damaged_configurations_are_refused(void **state) {
         {"tokenizer_config.json", "[]", "not a JSON object"},
         {"tokenizer_config.json", "{\"chat_template\": 1}", "chat_template"},
         {"tokenizer_config.json", "{\"chat_template\": [{\"name\": \"default\"}]}", "default"},
-        {"tokenizer_config.json", "{\"added_tokens_decoder\": {\"7\": {}}}", "7"},
+        {"tokenizer_config.json", "{\"added_tokens_decoder\": {\"7\": {}}}", "7 has no content"},
+        {"tokenizer_config.json", "{\"added_tokens_decoder\": {\"x\": {}}}", "x is not a token"},
+        {"tokenizer_config.json", "{\"added_tokens_decoder\": {\"7\": 1}}", "7 is not an object"},
+        {"tokenizer_config.json", "{\"added_tokens_decoder\": []}", "not an object"},
+        {"special_tokens_map.json", "{", "special_tokens_map.json"},
         {"tokenizer_config.json", "{\"chat_template\": \"{% for %}\"}", "chat template"},
         {"chat_template.jinja", "{{ messages", "chat template"},
         {"chat_template.jinja", "{% endgeneration %}", "chat template"},
@@ -260,6 +275,13 @@ static void failing_templates_reject_the_job(void **state) {
         {"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "fuel"},
         {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"},
         {"{% include 'other' %}", "other"},
+        {"{{ '%s' % 'x' }}", "% operator"},
+        {"{{ ''[::-1] }}", "slice with a negative step"},
+        {"{{ 'a'.encode() }}", "encode"},
+        {"{{ 'a'.index('b') }}", "substring not found"},
+        {"{{ [1].index(2) }}", "no such item"},
+        {"{{ 'a'.partition('') }}", "separator is empty"},
+        {"{{ 'a'.zfill(100000000) }}", "width is too large"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         char *out = NULL;

@@ -71,6 +71,12 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     }
 }
 
+/// minijinja panics on a few constructs; the one known is a slice backwards over nothing.
+fn engine_failed(panic: &(dyn Any + Send)) -> String {
+    let detail = panic_text(panic);
+    format!("chat template: a slice with a negative step of an empty value, or another construct that the template engine lacks ({detail})")
+}
+
 /// Writes as many whole characters as fit, control characters as spaces: it ends in a log line.
 unsafe fn write_why(why: &Why, sentence: &str) {
     let mut used = 0;
@@ -227,7 +233,10 @@ pub unsafe extern "C" fn lorry_text_render(
                 )?,
             });
         }
-        let text = chat.render(&list).map_err(|e| (BAD_INPUT, e))?;
+        let rendered = catch_unwind(AssertUnwindSafe(|| chat.render(&list)));
+        let text = rendered
+            .unwrap_or_else(|panic| Err(engine_failed(&*panic)))
+            .map_err(|e| (BAD_INPUT, e))?;
         let room = text.len() + 1;
         let copy: *mut u8 = libc::malloc(room).cast();
         if copy.is_null() {

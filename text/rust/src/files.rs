@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use tokenizers::AddedToken;
 
 /// The largest tokenizer.json known has 35 MB; a file beyond this is not a tokenizer.
 const FILE_BYTES_MAX: u64 = 256 << 20;
@@ -19,6 +20,8 @@ pub const SPECIAL_NAMES: [&str; 7] = [
     "cls_token",
     "mask_token",
 ];
+
+const ADDED_TOKENS: &str = "added_tokens_decoder";
 
 /// Reads a whole file; `None` when there is no such file.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, String> {
@@ -48,15 +51,14 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, String> {
 pub struct Config(Map<String, Value>);
 
 impl Config {
-    pub fn read(path: &Path) -> Result<Config, String> {
-        let Some(bytes) = read_optional(path)? else {
-            return Ok(Config(Map::new()));
-        };
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(map)) => Ok(Config(map)),
-            Ok(_) => Err(format!("{}: not a JSON object", path.display())),
-            Err(e) => Err(format!("{}: {e}", path.display())),
+    /// Older folders have their special tokens in special_tokens_map.json: as in transformers it counts,
+    /// and goes first, where tokenizer_config.json has no `added_tokens_decoder`.
+    pub fn read(dir: &Path) -> Result<Config, String> {
+        let mut map = read_object(&dir.join("tokenizer_config.json"))?;
+        if !map.contains_key(ADDED_TOKENS) {
+            map.extend(read_object(&dir.join("special_tokens_map.json"))?);
         }
+        Ok(Config(map))
     }
 
     /// A special token's text, written as a string or as `{"content": …}`.
@@ -71,33 +73,48 @@ impl Config {
         }
     }
 
-    /// All texts that the configuration names as special tokens.
-    pub fn specials(&self) -> Vec<&str> {
-        let mut all: Vec<&str> = SPECIAL_NAMES
-            .iter()
-            .filter_map(|n| self.special(n))
-            .collect();
-        for name in ["additional_special_tokens", "extra_special_tokens"] {
-            match self.0.get(name) {
-                Some(Value::Array(list)) => all.extend(list.iter().filter_map(content)),
-                Some(Value::Object(map)) => all.extend(map.values().filter_map(content)),
-                _ => {}
-            }
-        }
-        all
+    /// The tokens that the configuration gives a special name, with their flags.
+    pub fn named_specials(&self) -> Vec<AddedToken> {
+        let own = SPECIAL_NAMES.iter().filter_map(|name| self.0.get(*name));
+        let more = self
+            .extra()
+            .flat_map(|v| v.as_object())
+            .flat_map(|o| o.values());
+        own.chain(more)
+            .filter_map(|v| added_token(v, true))
+            .collect()
     }
 
-    /// The entries of `added_tokens_decoder`: (id, entry).
-    pub fn added_tokens(&self) -> Vec<(u32, &Map<String, Value>)> {
-        let Some(Value::Object(map)) = self.0.get("added_tokens_decoder") else {
-            return Vec::new();
-        };
-        let mut list: Vec<_> = map
+    /// The tokens that it lists as special.
+    pub fn listed_specials(&self) -> Vec<AddedToken> {
+        let all = self.extra().flat_map(|v| v.as_array()).flatten();
+        all.filter_map(|v| added_token(v, true)).collect()
+    }
+
+    fn extra(&self) -> impl Iterator<Item = &Value> {
+        ["additional_special_tokens", "extra_special_tokens"]
             .iter()
-            .filter_map(|(id, entry)| Some((id.parse().ok()?, entry.as_object()?)))
-            .collect();
+            .filter_map(|name| self.0.get(*name))
+    }
+
+    /// The entries of `added_tokens_decoder` by id; None where there is no such field.
+    pub fn added_tokens(&self) -> Result<Option<Vec<AddedToken>>, String> {
+        let map = match self.0.get(ADDED_TOKENS) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::Object(map)) => map,
+            Some(_) => return Err(format!("{ADDED_TOKENS} is not an object")),
+        };
+        let mut list = Vec::with_capacity(map.len());
+        for (key, entry) in map {
+            let bad = |what: &str| format!("{ADDED_TOKENS}: {key} {what}");
+            let id: u32 = key.parse().map_err(|_| bad("is not a token's id"))?;
+            if !entry.is_object() {
+                return Err(bad("is not an object"));
+            }
+            list.push((id, added_token(entry, false).ok_or(bad("has no content"))?));
+        }
         list.sort_by_key(|(id, _)| *id);
-        list
+        Ok(Some(list.into_iter().map(|(_, token)| token).collect()))
     }
 
     /// The template's text: a string, or the entry named "default" of a list.
@@ -116,6 +133,29 @@ impl Config {
             Some(_) => Err("chat_template: neither a string nor a list".into()),
         }
     }
+}
+
+fn read_object(path: &Path) -> Result<Map<String, Value>, String> {
+    let Some(bytes) = read_optional(path)? else {
+        return Ok(Map::new());
+    };
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(format!("{}: not a JSON object", path.display())),
+        Err(e) => Err(format!("{}: {e}", path.display())),
+    }
+}
+
+/// A token written as a string or as an object with flags; `special` goes over what the object says.
+fn added_token(value: &Value, special: bool) -> Option<AddedToken> {
+    let flag = |name: &str| value.get(name).and_then(Value::as_bool);
+    let special = special || flag("special").unwrap_or(false);
+    let token = AddedToken::from(content(value)?, special)
+        .single_word(flag("single_word").unwrap_or(false))
+        .lstrip(flag("lstrip").unwrap_or(false))
+        .rstrip(flag("rstrip").unwrap_or(false))
+        .normalized(flag("normalized").unwrap_or(!special));
+    Some(token)
 }
 
 fn content(value: &Value) -> Option<&str> {

@@ -1,5 +1,6 @@
 //! One model folder: its tokenizer and its chat template.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -27,7 +28,7 @@ impl Text {
             .collect();
         let mut tokenizer =
             Tokenizer::from_bytes(&bytes).map_err(|e| format!("{}: {e}", path.display()))?;
-        let mut config = Config::read(&dir.join("tokenizer_config.json"))?;
+        let mut config = Config::read(dir)?;
         if let Some(padding) = tokenizer.get_padding() {
             config.default_special("pad_token", &padding.pad_token);
         }
@@ -36,7 +37,8 @@ impl Text {
             .with_truncation(None)
             .map_err(|e| format!("{}: {e}", path.display()))?
             .with_padding(None);
-        declare_added(&mut tokenizer, &config)?;
+        declare_added(&mut tokenizer, &config)
+            .map_err(|e| format!("tokenizer_config.json: {e}"))?;
         let vocab = tokenizer.get_vocab(true);
         let last = vocab.values().max().ok_or("tokenizer.json: no tokens")?;
         let vocab_count = last
@@ -77,40 +79,41 @@ impl Text {
     }
 }
 
-/// Tokens that tokenizer_config.json declares and tokenizer.json does not are declared as transformers
-/// does it: those of `added_tokens_decoder` with their flags, those named (eos_token, …) as special.
+/// Tokens that tokenizer_config.json declares are declared as transformers does it: those of
+/// `added_tokens_decoder` with their flags, those named (eos_token, …) as special, those listed
+/// (additional_special_tokens) as special if they were no added tokens before.
 /// One that the vocabulary lacks is left out: the model has no row for it.
 fn declare_added(tokenizer: &mut Tokenizer, config: &Config) -> Result<(), String> {
-    let mut tokens = Vec::new();
-    for (id, entry) in config.added_tokens() {
-        let flag = |name: &str| entry.get(name).and_then(|v| v.as_bool());
-        let Some(content) = entry.get("content").and_then(|v| v.as_str()) else {
-            return Err(format!(
-                "tokenizer_config.json: added_tokens_decoder: {id} has no content"
-            ));
-        };
-        let special = flag("special").unwrap_or(false);
-        tokens.push(
-            AddedToken::from(content, special)
-                .single_word(flag("single_word").unwrap_or(false))
-                .lstrip(flag("lstrip").unwrap_or(false))
-                .rstrip(flag("rstrip").unwrap_or(false))
-                .normalized(flag("normalized").unwrap_or(!special)),
-        );
+    let declared = config.added_tokens()?;
+    // Where a named token has flags of its own, they stand in this list, else in tokenizer.json.
+    let mut known = by_content(tokenizer.get_added_tokens_decoder().values());
+    let flags = match &declared {
+        Some(list) => by_content(list.iter()),
+        None => known.clone(),
+    };
+    known.extend(flags.clone());
+    let named = config.named_specials().into_iter().map(|token| {
+        let mut token = flags.get(&token.content).cloned().unwrap_or(token);
+        token.special = true;
+        token
+    });
+    let mut listed = config.listed_specials();
+    listed.retain(|token| !known.contains_key(&token.content));
+    let tokens: Vec<AddedToken> = declared
+        .into_iter()
+        .flatten()
+        .chain(listed)
+        .chain(named)
+        .filter(|token| tokenizer.token_to_id(&token.content).is_some())
+        .collect();
+    match tokenizer.add_tokens(tokens) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(e.to_string()),
     }
-    let named = config.specials().into_iter();
-    tokens.extend(named.map(|content| AddedToken::from(content, true)));
+}
 
-    for token in tokens {
-        let known = tokenizer.get_added_vocabulary().get_vocab();
-        if known.contains_key(&token.content) || tokenizer.token_to_id(&token.content).is_none() {
-            continue;
-        }
-        tokenizer
-            .add_tokens([token])
-            .map_err(|e| format!("tokenizer_config.json: {e}"))?;
-    }
-    Ok(())
+fn by_content<'a>(tokens: impl Iterator<Item = &'a AddedToken>) -> HashMap<String, AddedToken> {
+    tokens.map(|t| (t.content.clone(), t.clone())).collect()
 }
 
 /// chat_template.jinja, else tokenizer_config.json's; a template that cannot be parsed is an error here,
