@@ -97,6 +97,17 @@ static enum err encode(const struct admit_options *o, struct job *job, const cha
     }
     size_t count = 0;
     enum err e = text_encode(o->text, utf8, bytes, specials, tokens, room, &count, &job->why);
+    if (e == ERR_NO_SPACE && count < o->model->shape.positions) {
+        /* Rare: a normalizer made several characters of one. */
+        free(tokens);
+        room = count;
+        tokens = malloc(room * sizeof *tokens);
+        if (tokens == NULL) {
+            return ERR_NO_MEMORY;
+        }
+        job->why = (struct err_text){0};
+        e = text_encode(o->text, utf8, bytes, specials, tokens, room, &count, &job->why);
+    }
     if (e == ERR_NO_SPACE || (e == ERR_OK && count >= o->model->shape.positions)) {
         e = err_set_field(&job->why, ERR_PROMPT_TOO_LONG, field,
                           "the prompt has %zu tokens, the context %u", count,

@@ -157,6 +157,89 @@ static void test_no_tokens_no_text(void **state) {
     release(&job);
 }
 
+/* ---- every family of tokenizers ------------------------------------------------------------ */
+
+#define FAMILIES LORRY_SOURCE_DIR "/tests/golden/text/"
+
+static const char *const family_dirs[] = {
+    FAMILIES "bytelevel",       FAMILIES "sentencepiece", FAMILIES "metaspace-first",
+    FAMILIES "metaspace-never", FAMILIES "llama3",        FAMILIES "qwen",
+    FAMILIES "tekken",          FAMILIES "unigram",       FAMILIES "wordpiece"};
+
+static const char *const family_texts[] = {
+    "one two STOP three, STOP four",
+    "na\u00efve Gr\u00f6\u00dfe \u6f22\u5b57 \u2014 \u041f\u0440\u0438\u0432\u0435\u0442 "
+    "\U0001f600\U0001f44d\U0001f3fd!",
+    "\n\n  def f(x):\n\treturn x * 12345  # <0x0A>\r\n"};
+
+/* The whole text that the tokens of `text` give; the caller's. */
+static char *full_text(const char *text) {
+    struct job job;
+    uint32_t count = job_of(&job, text, NULL, 0);
+    feed(&job, count);
+    assert_int_equal(stream_finish(&job, tokenizer), ERR_OK);
+    char *full = calloc(1, job.text_bytes + 1);
+    assert_non_null(full);
+    memcpy(full, job.text, job.text_bytes);
+    release(&job);
+    return full;
+}
+
+/* Tokens come one by one: what may be shown grows, never goes beyond the cut, and is all of it. */
+static void check_stop(const char *text, const char *full, struct wire_str stop) {
+    const struct wire_str stops[] = {{"never there", 11}, stop};
+    const char *found = memmem(full, strlen(full), stop.data, stop.bytes);
+    assert_non_null(found);
+    size_t cut = (size_t)(found - full);
+    struct job job;
+    uint32_t count = job_of(&job, text, stops, 2);
+    size_t safe = 0;
+    for (uint32_t fed = 1; fed <= count && !job.stop_cut; fed++) {
+        feed(&job, fed);
+        size_t now = stream_safe_bytes(&job);
+        assert_true(now >= safe && now <= cut);
+        safe = now;
+    }
+    assert_int_equal(stream_finish(&job, tokenizer), ERR_OK);
+    assert_true(job.stop_cut);
+    assert_int_equal(job.text_bytes, cut);
+    assert_memory_equal(job.text, full, cut);
+    release(&job);
+}
+
+/* Every part of the text of up to 24 bytes, from whole character to whole character, as stop. */
+static void check_all_stops(const char *text) {
+    char *full = full_text(text);
+    size_t bytes = strlen(full);
+    assert_true(bytes > 20);
+    for (size_t from = 0; from < bytes; from++) {
+        static const size_t lengths[] = {1, 2, 3, 4, 7, 12, 24};
+        for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+            size_t to = from + lengths[i];
+            bool whole = to <= bytes && ((unsigned char)full[from] & 0xc0) != 0x80 &&
+                         ((unsigned char)full[to] & 0xc0) != 0x80;
+            if (whole) {
+                check_stop(text, full, (struct wire_str){full + from, to - from});
+            }
+        }
+    }
+    free(full);
+}
+
+static void test_families_stop_at_every_place(void **state) {
+    (void)state;
+    struct text *kept = tokenizer;
+    for (size_t i = 0; i < sizeof family_dirs / sizeof family_dirs[0]; i++) {
+        struct err_text why = {0};
+        assert_int_equal(text_open(&tokenizer, family_dirs[i], &why), ERR_OK);
+        for (size_t k = 0; k < sizeof family_texts / sizeof family_texts[0]; k++) {
+            check_all_stops(family_texts[k]);
+        }
+        text_close(tokenizer);
+    }
+    tokenizer = kept;
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_text_grows_token_by_token),
@@ -165,6 +248,7 @@ int main(void) {
         cmocka_unit_test(test_beginning_is_held_back),
         cmocka_unit_test(test_stop_token_has_no_text),
         cmocka_unit_test(test_no_tokens_no_text),
+        cmocka_unit_test(test_families_stop_at_every_place),
     };
     return cmocka_run_group_tests(tests, open_text, close_text);
 }
