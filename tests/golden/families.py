@@ -72,6 +72,10 @@ def lora_bias():
     return lora(BF16, ["q_proj", "k_proj", "up_proj"], r=2, lora_alpha=3, lora_bias=True)
 
 
+def embedding_head():
+    return lora(BF16, ["embed_tokens", "lm_head", "k_proj"], r=2, lora_alpha=4)
+
+
 @dataclass
 class Family:
     config: object
@@ -130,7 +134,7 @@ FAMILIES = {
         small(MistralConfig, num_attention_heads=4, num_key_value_heads=4, head_dim=None,
               sliding_window=24),
         BF16, {"every": every(), "by-regex": by_regex(), "rslora-pattern": rslora_pattern(),
-               "lora-bias": lora_bias()},
+               "lora-bias": lora_bias(), "embedding-head": embedding_head()},
         old={"rope_parameters": None, "rope_theta": 10000.0, "head_dim": None},
         differs={"sliding_window": None},
         lengths=(1, 23, 24, 25, 70),
@@ -158,7 +162,7 @@ FAMILIES = {
         small(Qwen3Config, tie_word_embeddings=True, rms_norm_eps=1e-6, rope_parameters={
             "rope_type": "default", "rope_theta": 1000000.0}),
         BF16, {"every": every(), "qk": qk(), "rslora-pattern": rslora_pattern(),
-               "lora-bias": lora_bias()},
+               "lora-bias": lora_bias(), "embedding-head": embedding_head()},
         old={"rope_parameters": None, "rope_theta": 1000000.0, "layer_types": None,
              "rope_scaling": None, "use_sliding_window": False, "sliding_window": None,
              "max_window_layers": 2, "attention_bias": False},
