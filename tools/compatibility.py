@@ -313,9 +313,12 @@ With error `bad_adapter`.
 
 def main():
     families = [Family(path.parent) for path in sorted(GOLDEN.glob("tiny-*/golden.json"))]
+    tested = (GOLDEN.parent / "unit/model/test_golden.c").read_text()
     for family in families:
         if family.architecture not in ARCHITECTURES:
             sys.exit(f"{family.name}: {family.architecture} has no column")
+        if f'"{family.name}"' not in tested:
+            sys.exit(f"{family.name}: no test runs it: test_golden.c")
     families.sort(key=lambda f: (ARCHITECTURES.index(f.architecture), f.name))
     manifest = read(GOLDEN / "tiny-llama/bad.json")
     print(INTRO)
