@@ -53,7 +53,10 @@ struct manifest {
     char *other_batch_ids[BATCH_OTHERS_MAX]; /* owned */
     uint32_t other_count;
     uint32_t count; /* distinct ids that the broker has taken */
-    bool complete;  /* false: submit is at it, or was cut off, and count means nothing */
+    bool complete;  /* false: submit is at it, or was cut off: count is of the lines before `lines`,
+                       and jobs of later ones may have been taken, too */
+    uint64_t lines; /* of the input, from the top, that are settled; for submit --resume */
+    uint64_t input_bytes;        /* of the input file; 0 = not known */
     char *topic, *results_topic; /* owned */
     int64_t *offsets; /* owned; of results_topic by partition, before the first job was sent */
     uint32_t partition_count;

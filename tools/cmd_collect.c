@@ -278,7 +278,7 @@ static enum err collect(struct collect *c, int64_t timeout_s, struct err_text *w
     if (e == ERR_OK && !c->manifest.complete && timeout_s == 0) {
         e = err_set(why, ERR_BAD_CONFIG,
                     "%s: its submit did not finish, so how many answers will come is not known; "
-                    "--timeout S collects for S seconds",
+                    "`lorry submit FILE --resume` finishes it, --timeout S collects for S seconds",
                     c->tool->arguments[0]);
     }
     if (e != ERR_OK) {

@@ -6,16 +6,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "tools/batch.h"
 #include "tools/broker.h"
+#include "tools/settled.h"
 #include "tools/tool.h"
 
-enum { POLL_MS = 100, FLUSH_MS_AFTER_INTERRUPT = 10000 };
+enum {
+    POLL_MS = 100,
+    FLUSH_MS_AFTER_INTERRUPT = 10000,
+    NOTE_US = 1000000, /* how often the manifest tells how far it came */
+};
 
-static const char *const own_flags[] = {
-    "--topic=", "--manifest=", "--key-by=", "--skip-bad", "--quiet", NULL};
+static const char *const own_flags[] = {"--topic=", "--manifest=", "--key-by=", "--skip-bad",
+                                        "--resume", "--quiet",     NULL};
 
 static const char help[] =
     "Sends every line of FILE (- is stdin) as a job to the jobs topic and waits until the broker\n"
@@ -37,6 +43,10 @@ static const char help[] =
     "  --manifest PATH  instead of FILE.lorry.json; stdin has none unless this says where\n"
     "  --key-by HOW     adapter (default): an adapter's jobs stay together; none: spread evenly\n"
     "  --skip-bad       leave bad lines out, and exit with 1 if there were any\n"
+    "  --resume         go on with FILE where an interrupted submit of it stopped, as the "
+    "manifest\n"
+    "                   tells: the same batch, the same ids. Jobs that had been sent in the last\n"
+    "                   second before a crash may be sent again; collect takes one final of an id\n"
     "  --quiet          no progress line\n"
     "\n"
     "  lorry submit jobs.jsonl\n"
@@ -58,6 +68,13 @@ struct submit {
     char *manifest_owned;
     struct progress progress;
     uint64_t sent, delivered, refused;
+    bool resume;
+    uint64_t first_count; /* resumed: jobs of those lines */
+    uint64_t from_line;   /* resumed: earlier lines were submitted */
+    uint64_t total;       /* jobs of a regular file that are to be sent; 0 = not known */
+    struct settled settled;
+    int64_t noted_us;
+    bool later; /* a job was not taken for a reason that passes */
 };
 
 /* ---- lines -------------------------------------------------------------------------------- */
@@ -143,6 +160,7 @@ static enum err validate(struct submit *s, struct err_text *why) {
     }
     s->told = true;
     s->bad = 0;
+    s->total = good > s->first_count ? good - s->first_count : 0;
     ids_deinit(&s->batch.ids);
     ids_deinit(&s->batch.others);
     return lines_rewind(&s->lines, why);
@@ -153,14 +171,18 @@ static enum err validate(struct submit *s, struct err_text *why) {
 static void on_delivery(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque) {
     (void)rk;
     struct submit *s = opaque;
-    uint64_t line = (uintptr_t)m->_private;
+    uint64_t number = (uintptr_t)m->_private;
     if (m->err == RD_KAFKA_RESP_ERR_NO_ERROR) {
         s->delivered++;
-    } else if (s->refused++ < TOOL_SHOWN_MAX) {
+        settled_done(&s->settled, number);
+        return;
+    }
+    if (s->refused++ < TOOL_SHOWN_MAX) {
         progress_clear(&s->progress);
         (void)fprintf(stderr, "%s:%" PRIu64 ": not taken by the broker: %s\n", s->lines.name,
-                      line + 1, rd_kafka_err2str(m->err));
+                      settled_line(&s->settled, number) + 1, rd_kafka_err2str(m->err));
     }
+    s->later = s->later || m->err != RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE;
 }
 
 static enum err open_producer(struct submit *s, struct err_text *why) {
@@ -210,7 +232,7 @@ static enum err reach_broker(struct submit *s, struct err_text *why) {
     if (e == ERR_OK && broker_partitions(metadata, s->topic) == 0) {
         e = broker_missing(s->topic, why);
     }
-    if (e == ERR_OK && s->manifest_path != NULL) {
+    if (e == ERR_OK && s->manifest_path != NULL && !s->resume) {
         e = note_offsets(s, metadata, why);
     }
     if (metadata != NULL) {
@@ -223,19 +245,23 @@ static enum err reach_broker(struct submit *s, struct err_text *why) {
 static enum err produce(struct submit *s, const struct batch_record *r, struct err_text *why) {
     struct wire_str key = s->by_adapter ? r->job.adapter : (struct wire_str){0};
     const char *type = wire_content_type(WIRE_JSON);
-    void *line = (void *)(uintptr_t)s->lines.index;
+    uint64_t number = 0;
+    if (settled_send(&s->settled, s->lines.index, &number) != ERR_OK) {
+        return err_set(why, ERR_NO_MEMORY, "no memory for a job that was sent");
+    }
+    void *opaque = (void *)(uintptr_t)number;
     for (;;) {
         rd_kafka_resp_err_t err = rd_kafka_producev(
             s->rk, RD_KAFKA_V_TOPIC(s->topic), RD_KAFKA_V_MSGFLAGS(RD_KAFKA_MSG_F_COPY),
             RD_KAFKA_V_KEY(key.data, key.bytes), /* none: any partition */
             RD_KAFKA_V_VALUE((void *)(uintptr_t)r->value, r->bytes),
-            RD_KAFKA_V_HEADER("content-type", type, -1), RD_KAFKA_V_OPAQUE(line), RD_KAFKA_V_END);
+            RD_KAFKA_V_HEADER("content-type", type, -1), RD_KAFKA_V_OPAQUE(opaque), RD_KAFKA_V_END);
         if (err == RD_KAFKA_RESP_ERR_NO_ERROR) {
             s->sent++;
             return ERR_OK;
         }
         if (err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE) {
-            rd_kafka_message_t m = {.err = err, ._private = line};
+            rd_kafka_message_t m = {.err = err, ._private = opaque};
             on_delivery(s->rk, &m, s);
             return ERR_OK;
         }
@@ -249,9 +275,28 @@ static enum err produce(struct submit *s, const struct batch_record *r, struct e
 static void show(struct submit *s) {
     if (progress_due(&s->progress)) {
         double seconds = progress_seconds(&s->progress);
-        progress_line(&s->progress, "submitted %" PRIu64 " of %" PRIu64 "%s · %.0f jobs/s",
-                      s->delivered, s->sent, s->lines.regular ? "" : " so far",
-                      seconds > 0 ? (double)s->delivered / seconds : 0.0);
+        double rate = seconds > 0 ? (double)s->delivered / seconds : 0.0;
+        char left[64] = "";
+        char time[32];
+        if (s->total > s->delivered && rate > 0) {
+            (void)snprintf(left, sizeof left, " · about %s left",
+                           tool_duration(time, (double)(s->total - s->delivered) / rate));
+        }
+        progress_line(&s->progress, "submitted %" PRIu64 " of %" PRIu64 "%s · %.0f jobs/s%s",
+                      s->delivered, s->total > 0 ? s->total : s->sent,
+                      s->total > 0 ? "" : " so far", rate, left);
+    }
+}
+
+/* Tells the manifest how far it came, now and then. */
+static void note_progress(struct submit *s) {
+    int64_t now_us = clock_mono_us();
+    if (s->manifest_path != NULL && now_us - s->noted_us >= NOTE_US) {
+        struct err_text ignored = {0}; /* the last write tells */
+        s->noted_us = now_us;
+        s->manifest.lines = s->settled.lines;
+        s->manifest.count = (uint32_t)s->settled.count;
+        (void)!manifest_write(&s->manifest, s->manifest_path, &ignored);
     }
 }
 
@@ -263,6 +308,7 @@ static void flush(struct submit *s) {
             until_us = clock_mono_us() + (int64_t)FLUSH_MS_AFTER_INTERRUPT * 1000;
         }
         (void)rd_kafka_poll(s->rk, POLL_MS);
+        note_progress(s);
         show(s);
     }
 }
@@ -272,6 +318,10 @@ static enum err send_all(struct submit *s, struct err_text *why) {
     enum err e = ERR_OK;
     bool stop = !s->skip_bad;
     while (next_record(s, stop, &r, &e, why)) {
+        if (s->lines.index < s->from_line) {
+            batch_record_deinit(&r); /* seen again for its ids only */
+            continue;
+        }
         s->unknown_fields += r.job.unknown_fields;
         e = s->sent < IDS_MAX ? produce(s, &r, why)
                               : err_set(why, ERR_BAD_CONFIG, "more than %d jobs", IDS_MAX);
@@ -280,6 +330,7 @@ static enum err send_all(struct submit *s, struct err_text *why) {
             break;
         }
         (void)rd_kafka_poll(s->rk, 0);
+        note_progress(s);
         show(s);
     }
     flush(s);
@@ -289,8 +340,64 @@ static enum err send_all(struct submit *s, struct err_text *why) {
 
 /* ---- the manifest ------------------------------------------------------------------------- */
 
+static uint64_t input_bytes(const struct submit *s) {
+    struct stat st;
+    return s->lines.regular && fstat(fileno(s->lines.file), &st) == 0 ? (uint64_t)st.st_size : 0;
+}
+
+/* Takes up the batch of a submit that was cut off. *nothing: it was not. */
+static enum err resume(struct submit *s, bool *nothing, struct err_text *why) {
+    struct manifest *m = &s->manifest;
+    const char *topic = tool_flag(s->tool, "--topic");
+    if (!s->lines.regular || s->manifest_path == NULL) {
+        return err_set(why, ERR_BAD_CONFIG, "--resume needs a file: stdin cannot be read again");
+    }
+    enum err e = manifest_read(m, s->manifest_path, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    if (m->input_bytes != 0 && m->input_bytes != input_bytes(s)) {
+        return err_set(why, ERR_BAD_CONFIG,
+                       "%s had %" PRIu64 " bytes when it was submitted and has %" PRIu64
+                       " now: not the same file",
+                       s->lines.name, m->input_bytes, input_bytes(s));
+    }
+    if (topic != NULL && strcmp(topic, m->topic) != 0) {
+        return err_set(why, ERR_BAD_CONFIG, "the batch was begun on topic %s, not %s", m->topic,
+                       topic);
+    }
+    *nothing = m->complete;
+    s->topic = m->topic;
+    memcpy(s->batch.id, m->batch_id, sizeof s->batch.id);
+    s->from_line = m->lines;
+    s->first_count = m->count;
+    s->settled = (struct settled){.lines = m->lines, .count = m->count};
+    return ERR_OK;
+}
+
+/* A batch that was cut off is not begun anew by accident. */
+static enum err keep_unfinished(const struct submit *s, struct err_text *why) {
+    struct manifest old = {0};
+    struct err_text ignored = {0};
+    if (!s->lines.regular || s->manifest_path == NULL ||
+        manifest_read(&old, s->manifest_path, &ignored) != ERR_OK) {
+        return ERR_OK;
+    }
+    bool unfinished = !old.complete && old.input_bytes == input_bytes(s);
+    manifest_deinit(&old);
+    return unfinished ? err_set(why, ERR_BAD_CONFIG,
+                                "an earlier submit of %s did not finish; --resume goes on with it, "
+                                "or delete %s to begin anew; nothing was submitted",
+                                s->lines.name, s->manifest_path)
+                      : ERR_OK;
+}
+
 static enum err begin_manifest(struct submit *s, struct err_text *why) {
     struct manifest *m = &s->manifest;
+    if (s->resume) {
+        return ERR_OK;
+    }
+    m->input_bytes = input_bytes(s);
     memcpy(m->batch_id, s->batch.id, sizeof m->batch_id);
     m->topic = strdup(s->topic);
     m->results_topic = strdup(s->tool->config->kafka_results);
@@ -300,10 +407,19 @@ static enum err begin_manifest(struct submit *s, struct err_text *why) {
                : err_set(why, ERR_NO_MEMORY, "no memory for the manifest");
 }
 
-static enum err end_manifest(struct submit *s, struct err_text *why) {
+/* e: how sending ended. */
+static enum err end_manifest(struct submit *s, enum err e, struct err_text *why) {
     struct manifest *m = &s->manifest;
-    m->count = (uint32_t)s->delivered;
-    m->complete = true;
+    /* what cannot be resumed is as complete as it will ever be */
+    uint64_t refused_for_good = s->refused;
+    m->complete = !s->lines.regular || (e == ERR_OK && !tool_interrupted() && !s->later &&
+                                        s->sent == s->delivered + refused_for_good);
+    m->lines = s->settled.lines;
+    m->count = (uint32_t)(m->complete ? s->first_count + s->delivered : s->settled.count);
+    for (uint32_t i = 0; i < m->other_count; i++) { /* of the manifest that was resumed */
+        free(m->other_batch_ids[i]);
+    }
+    m->other_count = 0;
     for (uint32_t i = 0; i < s->batch.others.count && i < BATCH_OTHERS_MAX; i++) {
         struct ids_item *item = &s->batch.others.items[i]; /* the text moves */
         m->other_batch_ids[m->other_count++] = item->id;
@@ -347,8 +463,8 @@ static enum err set_up(struct submit *s, const char *path, struct err_text *why)
 static int report(struct submit *s, enum err e, const struct err_text *why) {
     uint64_t lost = s->sent > s->delivered + s->refused ? s->sent - s->delivered - s->refused : 0;
     if (s->sent > 0 || e == ERR_OK) {
-        (void)printf("submitted %" PRIu64 " job%s to %s as batch %s\n", s->delivered,
-                     s->delivered == 1 ? "" : "s", s->topic, s->batch.id);
+        (void)printf("submitted %" PRIu64 "%s job%s to %s as batch %s\n", s->delivered,
+                     s->resume ? " more" : "", s->delivered == 1 ? "" : "s", s->topic, s->batch.id);
         if (s->manifest_path != NULL) {
             (void)printf("collect the answers: lorry collect %s -o results.jsonl\n",
                          s->manifest_path);
@@ -366,6 +482,9 @@ static int report(struct submit *s, enum err e, const struct err_text *why) {
                   s->refused + lost == 1 ? " was" : "s were",
                   lost > 0 ? " in time (some may be there all the same)" : "");
     }
+    if (s->sent > 0 && s->manifest_path != NULL && !s->manifest.complete) {
+        tool_note("`lorry submit %s --resume` sends the rest", s->lines.name);
+    }
     if (e != ERR_OK) {
         return tool_fail(e, why);
     }
@@ -377,8 +496,16 @@ static int report(struct submit *s, enum err e, const struct err_text *why) {
 }
 
 static enum err submit(struct submit *s, const char *path, struct err_text *why) {
+    bool nothing = false;
     enum err e = set_up(s, path, why);
     progress_init(&s->progress, tool_flag(s->tool, "--quiet") != NULL);
+    if (e == ERR_OK) {
+        e = s->resume ? resume(s, &nothing, why) : keep_unfinished(s, why);
+    }
+    if (nothing) {
+        tool_note("%s was submitted to its end; there is nothing to resume", path);
+        return ERR_OK;
+    }
     if (e == ERR_OK && s->lines.regular) {
         e = validate(s, why);
     }
@@ -398,7 +525,7 @@ static enum err submit(struct submit *s, const char *path, struct err_text *why)
     e = send_all(s, why);
     if (s->manifest_path != NULL) {
         struct err_text other = {0};
-        enum err written = end_manifest(s, &other);
+        enum err written = end_manifest(s, e, &other);
         if (written != ERR_OK && e == ERR_OK) {
             *why = other;
             e = written;
@@ -417,7 +544,8 @@ static int run(const struct tool *t) {
     }
     struct submit s = {.tool = t,
                        .by_adapter = key_by == NULL || strcmp(key_by, "adapter") == 0,
-                       .skip_bad = tool_flag(t, "--skip-bad") != NULL};
+                       .skip_bad = tool_flag(t, "--skip-bad") != NULL,
+                       .resume = tool_flag(t, "--resume") != NULL};
     struct err_text why = {0};
     tool_catch_interrupts();
     enum err e = submit(&s, t->arguments[0], &why);
@@ -426,6 +554,7 @@ static int run(const struct tool *t) {
         (void)rd_kafka_purge(s.rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
         rd_kafka_destroy(s.rk);
     }
+    settled_deinit(&s.settled);
     manifest_deinit(&s.manifest);
     batch_deinit(&s.batch);
     lines_close(&s.lines);
@@ -435,8 +564,8 @@ static int run(const struct tool *t) {
 
 const struct command cmd_submit = {
     .name = "submit",
-    .arguments =
-        "FILE|- [--topic T] [--manifest PATH] [--key-by adapter|none] [--skip-bad] [--quiet]",
+    .arguments = "FILE|- [--topic T] [--manifest PATH] [--key-by adapter|none] [--skip-bad] "
+                 "[--resume] [--quiet]",
     .summary = "send a file of jobs, or of OpenAI batch lines, to Kafka",
     .help = help,
     .own_flags = own_flags,

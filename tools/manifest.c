@@ -49,6 +49,8 @@ static json_t *to_json(const struct manifest *m) {
         {"other_batch_ids", others},
         {"count", json_integer(m->count)},
         {"complete", json_boolean(m->complete)},
+        {"lines", json_integer((json_int_t)m->lines)},
+        {"input_bytes", json_integer((json_int_t)m->input_bytes)},
         {"topic", json_string(m->topic)},
         {"results_topic", json_string(m->results_topic)},
         {"results_offsets", offsets},
@@ -153,6 +155,21 @@ static enum err get_others(const struct source_text *s, const json_t *root, stru
     return ERR_OK;
 }
 
+/* What manifests have had since submit can be resumed; absent is 0. */
+static enum err get_resume(const struct source_text *s, const json_t *root, struct manifest *m) {
+    const json_t *lines = json_object_get(root, "lines");
+    const json_t *bytes = json_object_get(root, "input_bytes");
+    int64_t value = 0;
+    enum err e = lines == NULL ? ERR_OK : get_int(s, lines, "lines", INT64_MAX, &value);
+    m->lines = (uint64_t)value;
+    value = 0;
+    if (e == ERR_OK && bytes != NULL) {
+        e = get_int(s, bytes, "input_bytes", INT64_MAX, &value);
+        m->input_bytes = (uint64_t)value;
+    }
+    return e;
+}
+
 static enum err from_json(const struct source_text *s, const json_t *root, struct manifest *m) {
     int64_t version = 0;
     int64_t count = 0;
@@ -186,6 +203,9 @@ static enum err from_json(const struct source_text *s, const json_t *root, struc
     }
     if (e == ERR_OK) {
         e = get_offsets(s, root, m);
+    }
+    if (e == ERR_OK) {
+        e = get_resume(s, root, m);
     }
     return e == ERR_OK ? get_others(s, root, m) : e;
 }

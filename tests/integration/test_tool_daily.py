@@ -11,7 +11,7 @@ import time
 
 import folders
 import pytest
-from lab import as_flags, clean_environment, eventually
+from lab import Reader, as_flags, clean_environment, eventually
 
 DONE, JOBS, USAGE, MODEL, BROKER = 0, 1, 2, 3, 5
 
@@ -202,3 +202,62 @@ def test_top_on_a_terminal(story):
     os.close(ours)
     assert seen.startswith(b"\033[?1049h") and seen.rstrip().endswith(b"\033[?1049l")
     assert seen.count(b"\033[H") >= 2 and b"none is heard of" in seen and b"queue 0" in seen
+
+
+def background(story, *words):
+    return subprocess.Popen(
+        [story.lab.lorry, *map(str, words), *as_flags(story.client_options())],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        cwd=story.folder, env=clean_environment(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_submit_is_resumed(story, tmp_path, how):
+    """A submit that is cut off goes on with its batch: every line's job is there, under its id."""
+    count = 300_000
+    story.create_topics(partitions=4)
+    jobs = tmp_path / "jobs.jsonl"
+    with jobs.open("w") as file:
+        for i in range(count):
+            file.write(f'{{"prompt": "row {i}", "max_tokens": 1}}\n' + "\n" * (i % 1000 == 0))
+    lines = count + count // 1000
+    manifest_path = tmp_path / "jobs.jsonl.lorry.json"
+
+    def manifest():
+        return json.loads(manifest_path.read_text()) if manifest_path.exists() else {}
+
+    first = background(story, "submit", jobs)
+    eventually("it is under way", lambda: manifest().get("lines", 0) > 0, pause_s=0.01)
+    first.send_signal(how)
+    first.communicate(timeout=30)
+    assert first.returncode != DONE
+    cut = manifest()
+    assert not cut["complete"] and 0 < cut["lines"] < lines and cut["count"] <= cut["lines"]
+
+    options = story.client_options()
+    done = story.tool("submit", jobs, options=options, expect=USAGE)
+    assert b"--resume" in done.stderr, "no second batch by accident"
+    story.tool("submit", jobs, "--resume", options=options)
+    whole = manifest()
+    assert whole["complete"] and whole["batch_id"] == cut["batch_id"]
+    assert (whole["count"], whole["lines"]) == (count, lines)
+    assert whole["results_offsets"] == cut["results_offsets"]
+
+    reader = Reader(story.bootstrap, [story.jobs])
+    reader.to_end()
+    ids = [json.loads(record.value)["id"] for record in reader.records[story.jobs]]
+    reader.close()
+    expected = {f"{whole['batch_id']}/{i + (i + 999) // 1000}" for i in range(count)}
+    assert set(ids) == expected
+    assert len(ids) - count <= count - cut["count"], "only what the manifest did not know of"
+    if how == signal.SIGINT:
+        assert len(ids) == count, "who is asked to stop knows what was sent"
+
+    done = story.tool("submit", jobs, "--resume", options=options)
+    assert b"nothing to resume" in done.stderr
+    with jobs.open("a") as file:
+        file.write("{}\n")
+    manifest_path.write_text(json.dumps(cut))
+    done = story.tool("submit", jobs, "--resume", options=options, expect=USAGE)
+    assert b"not the same file" in done.stderr

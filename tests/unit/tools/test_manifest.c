@@ -7,6 +7,8 @@ static struct manifest example(void) {
     struct manifest m = {.batch_id = BATCH_ID,
                          .count = 200,
                          .complete = true,
+                         .lines = 210,
+                         .input_bytes = 54321,
                          .partition_count = 2,
                          .other_count = 1,
                          .submitted_ms = 1763750000000};
@@ -30,12 +32,35 @@ static void comes_back_as_written(void **state) {
     assert_string_equal(back.results_topic, m.results_topic);
     assert_int_equal(back.count, 200);
     assert_true(back.complete);
+    assert_int_equal(back.lines, 210);
+    assert_int_equal(back.input_bytes, 54321);
     assert_int_equal(back.partition_count, 2);
     assert_int_equal(back.offsets[0], 0);
     assert_int_equal(back.offsets[1], 42);
     assert_int_equal(back.submitted_ms, m.submitted_ms);
     assert_int_equal(back.other_count, 1);
     assert_string_equal(back.other_batch_ids[0], "mine");
+    manifest_deinit(&m);
+    manifest_deinit(&back);
+}
+
+/* Manifests of before there was --resume. */
+static void may_lack_how_far_it_came(void **state) {
+    static char text[4096];
+    (void)state;
+    struct err_text why = {0};
+    struct manifest m = example();
+    struct manifest back;
+    assert_int_equal(manifest_write(&m, "m.json", &why), ERR_OK);
+    (void)file_read("m.json", text, sizeof text);
+    char *from = strstr(text, "  \"lines\"");
+    char *to = strstr(text, "  \"topic\"");
+    assert_true(from != NULL && to != NULL && from < to);
+    memmove(from, to, strlen(to) + 1);
+    file_write("old.json", text, strlen(text));
+    assert_int_equal(manifest_read(&back, "old.json", &why), ERR_OK);
+    assert_int_equal(back.lines, 0);
+    assert_int_equal(back.count, 200);
     manifest_deinit(&m);
     manifest_deinit(&back);
 }
@@ -59,6 +84,8 @@ static void damage_is_named(void **state) {
         {"\"count\": 200", "\"count\": -1", "count"},
         {"\"count\": 200", "\"count\": \"200\"", "count"},
         {"\"complete\": true", "\"complete\": 1", "complete"},
+        {"\"lines\": 210", "\"lines\": -1", "lines"},
+        {"\"input_bytes\": 54321", "\"input_bytes\": {}", "input_bytes"},
         {"\"lorry.results\"", "\"\"", "results_topic"},
         {"    42", "    -42", "results_offsets"},
         {"\"mine\"", "7", "other_batch_ids"},
@@ -99,6 +126,7 @@ static void missing_file_and_folder_are_errors(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(comes_back_as_written),
+        cmocka_unit_test(may_lack_how_far_it_came),
         cmocka_unit_test(knows_its_batch_ids),
         cmocka_unit_test(damage_is_named),
         cmocka_unit_test(missing_file_and_folder_are_errors),
