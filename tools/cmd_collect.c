@@ -3,14 +3,16 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "tools/broker.h"
 #include "tools/finals.h"
 #include "tools/json.h"
+#include "tools/part.h"
 #include "tools/tool.h"
 
-enum { POLL_MS = 200, SECONDS_MAX = 30 * 24 * 3600 };
+enum { POLL_MS = 200, SECONDS_MAX = 30 * 24 * 3600, MARK_US = 1000000 };
 
 static const char *const own_flags[] = {
     "-o=", "--errors=", "--format=", "--timeout=", "--quiet", "--json", NULL};
@@ -19,7 +21,8 @@ static const char help[] =
     "Reads the results topic from where it stood when the batch was submitted, until each of its\n"
     "jobs has a final, and writes them in the order of the input's lines. Of several finals of a\n"
     "job the one of the greatest attempt counts. Nothing is committed: collecting again gives the\n"
-    "same. The finals are in memory until the end; OUT appears when it is whole.\n"
+    "same. The finals are in memory until the end; OUT appears when it is whole. Until then they\n"
+    "are in OUT.part, too: who collects again, after an interruption or a crash, goes on there.\n"
     "\n"
     "  -o OUT         the output; - or nothing is stdout\n"
     "  --errors ERR   jobs that did not succeed go here instead of OUT\n"
@@ -42,6 +45,12 @@ struct collect {
     uint64_t foreign, undecodable;
     uint32_t wanted; /* distinct ids */
     int64_t until_us;
+    const char *out; /* where OUT.part stands beside; NULL = none is kept */
+    struct part part;
+    int64_t *offsets; /* owned; the next of each partition */
+    uint32_t partition_count;
+    int64_t marked_us;
+    uint32_t kept; /* finals that OUT.part had */
 };
 
 /* ---- reading ------------------------------------------------------------------------------ */
@@ -50,8 +59,7 @@ struct collect {
 static enum err start_partition(struct collect *c, uint32_t partition, struct err_text *why) {
     const struct manifest *m = &c->manifest;
     const char *topic = m->results_topic;
-    /* a partition that came later is read whole */
-    int64_t begin = partition < m->partition_count ? m->offsets[partition] : 0;
+    int64_t begin = c->offsets[partition];
     int64_t low = 0;
     int64_t high = 0;
     enum err e = broker_offsets(c->reader.rk, topic, partition, &low, &high, why);
@@ -71,8 +79,29 @@ static enum err start_partition(struct collect *c, uint32_t partition, struct er
                       topic, partition, low, begin);
         }
         begin = low;
+        c->offsets[partition] = low;
     }
     return reader_start(&c->reader, 0, partition, begin, why);
+}
+
+/* Where to begin: as the manifest says, or where an earlier collect stopped. */
+static enum err find_begin(struct collect *c, struct err_text *why) {
+    const struct manifest *m = &c->manifest;
+    c->offsets = calloc(c->partition_count, sizeof *c->offsets);
+    if (c->offsets == NULL) {
+        return err_set(why, ERR_NO_MEMORY, "no memory for the offsets");
+    }
+    /* a partition that came later is read whole */
+    memcpy(c->offsets, m->offsets, m->partition_count * sizeof *c->offsets);
+    if (c->out == NULL) {
+        return ERR_OK;
+    }
+    enum err e = part_open(&c->part, c->out, m, &c->finals, c->offsets, c->partition_count, why);
+    c->kept = c->finals.count;
+    if (e == ERR_OK && c->kept > 0) {
+        tool_note("going on with the %u finals of %s", c->kept, c->part.path);
+    }
+    return e;
 }
 
 static enum err start(struct collect *c, struct err_text *why) {
@@ -96,10 +125,39 @@ static enum err start(struct collect *c, struct err_text *why) {
                              "%u: the topic was made anew, or this is another cluster",
                              topics[0], partitions, c->manifest.partition_count);
     }
+    c->partition_count = partitions;
+    e = find_begin(c, why);
     for (uint32_t i = 0; i < partitions && e == ERR_OK; i++) {
         e = start_partition(c, i, why);
     }
     return e;
+}
+
+/* Without it the finals are still in memory. */
+static void give_up_part(struct collect *c, enum err e, const struct err_text *why) {
+    if (e != ERR_OK) {
+        progress_clear(&c->progress);
+        tool_note("no partial result is kept: %s", why->message);
+        part_close(&c->part, false);
+    }
+}
+
+static void keep(struct collect *c, const rd_kafka_message_t *m) {
+    struct err_text why = {0};
+    if (c->part.file != NULL) {
+        enum err e = part_add(&c->part, m->payload, m->len, &why);
+        give_up_part(c, e, &why);
+    }
+}
+
+/* All that was read so far is in OUT.part. */
+static void mark(struct collect *c) {
+    struct err_text why = {0};
+    if (c->part.file != NULL) {
+        c->marked_us = clock_mono_us();
+        enum err e = part_mark(&c->part, c->offsets, c->partition_count, &why);
+        give_up_part(c, e, &why);
+    }
 }
 
 static enum err take(struct collect *c, const rd_kafka_message_t *m, struct err_text *why) {
@@ -124,6 +182,8 @@ static enum err take(struct collect *c, const rd_kafka_message_t *m, struct err_
         e = finals_upsert(&c->finals, c->manifest.batch_id, &final, m->payload, m->len);
         if (e == ERR_NO_MEMORY) {
             (void)err_set(why, e, "no memory for %u finals", c->finals.count + 1);
+        } else if (e == ERR_OK) {
+            keep(c, m);
         }
     }
     wire_final_deinit(&final);
@@ -140,9 +200,9 @@ static void show(struct collect *c) {
     char left[48] = "";
     char bad[48] = "";
     char time[32];
-    if (done > 0 && done < c->wanted && c->manifest.complete) {
+    if (done > c->kept && done < c->wanted && c->manifest.complete) {
         (void)snprintf(left, sizeof left, " · about %s left",
-                       tool_duration(time, seconds / done * (c->wanted - done)));
+                       tool_duration(time, seconds / (done - c->kept) * (c->wanted - done)));
     }
     if (done > good) {
         (void)snprintf(bad, sizeof bad, " (%" PRIu64 " not succeeded)", done - good);
@@ -160,11 +220,18 @@ static enum err gather(struct collect *c, struct err_text *why) {
         e = reader_next(&c->reader, POLL_MS, &m, why);
         if (m != NULL) {
             e = take(c, m, why);
+            if (m->partition >= 0 && (uint32_t)m->partition < c->partition_count) {
+                c->offsets[m->partition] = m->offset + 1;
+            }
             rd_kafka_message_destroy(m);
+        }
+        if (clock_mono_us() - c->marked_us >= MARK_US) {
+            mark(c);
         }
         show(c);
     }
     progress_clear(&c->progress);
+    mark(c);
     return e;
 }
 
@@ -273,6 +340,12 @@ static enum err errors_path(const struct tool *t, const char *out, enum finals_f
     return ERR_OK;
 }
 
+/* stdout, pipes and devices have nothing beside them. */
+static bool may_keep_part(const char *out) {
+    struct stat st;
+    return strcmp(out, "-") != 0 && (stat(out, &st) != 0 || S_ISREG(st.st_mode));
+}
+
 static enum err collect(struct collect *c, int64_t timeout_s, struct err_text *why) {
     enum err e = manifest_read(&c->manifest, c->tool->arguments[0], why);
     if (e == ERR_OK && !c->manifest.complete && timeout_s == 0) {
@@ -310,6 +383,7 @@ static int run(const struct tool *t) {
         return tool_usage(t, "--format takes jsonl or openai, not '%s'", format_name);
     }
     out = out != NULL ? out : "-";
+    c.out = may_keep_part(out) ? out : NULL;
     tool_catch_interrupts();
     enum err e = ERR_OK;
     if (timeout != NULL) {
@@ -322,14 +396,17 @@ static int run(const struct tool *t) {
         e = collect(&c, timeout_s, &why);
     }
     if (e == ERR_OK && tool_interrupted()) {
-        e = err_set(&why, ERR_INTERNAL, "interrupted with %u of %u finals; nothing was written",
-                    c.finals.count, c.wanted);
+        e = err_set(
+            &why, ERR_INTERNAL, "interrupted with %u of %u finals%s", c.finals.count, c.wanted,
+            c.part.file != NULL ? "; collect again to go on from here" : "; nothing was written");
     }
     if (e == ERR_OK) {
         e = write_files(&c, out, errors, format, &why);
     }
     FILE *json = tool_flag(t, "--json") == NULL ? NULL : strcmp(out, "-") == 0 ? stderr : stdout;
     int code = e == ERR_OK ? report(&c, json) : tool_fail(e, &why);
+    part_close(&c.part, e == ERR_OK && c.manifest.complete && c.finals.count >= c.wanted);
+    free(c.offsets);
     reader_close(&c.reader);
     finals_deinit(&c.finals);
     manifest_deinit(&c.manifest);

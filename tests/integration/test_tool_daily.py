@@ -261,3 +261,41 @@ def test_submit_is_resumed(story, tmp_path, how):
     manifest_path.write_text(json.dumps(cut))
     done = story.tool("submit", jobs, "--resume", options=options, expect=USAGE)
     assert b"not the same file" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_collect_is_resumed(story, tmp_path, how):
+    """A collect that is ended goes on from OUT.part: with what it has, and from where it stopped."""
+    story.worker()
+    options = story.client_options()
+    jobs = tmp_path / "jobs.jsonl"
+    jobs.write_text("".join(f'{{"prompt": "row {i}", "max_tokens": 3}}\n' for i in range(20)))
+    story.tool("submit", jobs, options=options)
+    manifest_path = tmp_path / "jobs.jsonl.lorry.json"
+    manifest = json.loads(manifest_path.read_text())
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    part = tmp_path / "out.jsonl.part"
+    story.tool("collect", manifest_path, "-o", whole, options=options)
+    assert not (tmp_path / "whole.jsonl.part").exists()
+
+    wanted = tmp_path / "wanted.json"  # one more answer than will ever come
+    wanted.write_text(json.dumps({**manifest, "count": 21}))
+    first = background(story, "collect", wanted, "-o", out)
+    eventually("it has all there is", lambda: part.exists() and
+               sum(b'"status"' in line for line in part.open("rb")) == 20 and
+               b"results_offsets" in part.read_bytes().splitlines()[-1])
+    first.send_signal(how)
+    first.communicate(timeout=10)
+    assert first.returncode != DONE and not out.exists()
+    with part.open("ab") as file:
+        file.write(b'{"v":1,"id":"torn')
+
+    # From nothing but the part: the records are before the offsets it holds.
+    done = story.tool("collect", manifest_path, "-o", out, options=options)
+    assert b"going on with the 20 finals" in done.stderr
+    assert out.read_bytes() == whole.read_bytes()
+    assert not part.exists()
+
+    story.tool("collect", wanted, "-o", out, "--timeout", 2, options=options, expect=BROKER)
+    assert out.read_bytes() == whole.read_bytes(), "what is there"
+    assert part.exists(), "for the next one"
