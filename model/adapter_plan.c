@@ -248,12 +248,18 @@ static enum err check_pair(const struct model_lora_pair *pair, const struct kern
                                                 " says %u",
                              a->name, (unsigned long long)rank, wanted);
     }
-    if (entry == shape->layers * KERN_MODULES + KERN_OUTER_EMBED) {
-        return peft->lora_bias ? bad(why, ERR_UNSUPPORTED_ADAPTER, a->name,
-                                     "PEFT knows no lora_bias on an embedding")
-                               : ERR_OK;
+    bool embed = entry == shape->layers * KERN_MODULES + KERN_OUTER_EMBED;
+    if (embed && peft->lora_bias) {
+        return bad(why, ERR_UNSUPPORTED_ADAPTER, a->name,
+                   "PEFT knows no lora_bias on an embedding");
     }
-    return check_bias(pair, out, peft, why);
+    enum err e = embed ? ERR_OK : check_bias(pair, out, peft, why);
+    if (e == ERR_OK && !model_peft_targets(peft, path)) {
+        e = bad(why, ERR_BAD_ADAPTER, a->name,
+                MODEL_PEFT_FILE " leaves its module out (target_modules, exclude_modules, "
+                                "layers_to_transform), so PEFT would not use it");
+    }
+    return e;
 }
 
 /* Gives each matrix and bias of `count` entries from `first` on its place; returns the end. */

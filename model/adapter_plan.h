@@ -21,15 +21,15 @@ struct model_adapter_plan {
     struct kern_lora *lora;        /* [kern_lora_count(layers)] */
     uint32_t modules;              /* pairs that are there */
     uint32_t rank_max;
-    uint32_t page_count;  /* of both lists */
-    uint32_t outer_pages; /* of the second */
+    uint32_t page_count;   /* of both lists */
+    uint32_t outer_pages;  /* of the second */
     uint64_t elements_max; /* of the largest tensor */
 };
 
 /* `st` must outlive `out`. On an error `out` is empty.
  * Errors  ERR_BAD_ADAPTER (a half is missing, a shape or rank is wrong), ERR_UNSUPPORTED_ADAPTER
- *         (a tensor that has no place in LoRA on the seven modules, the embedding and the head, a rank above KERN_RANK_MAX, a
- *         dtype), naming the tensor; ERR_NO_MEMORY. */
+ *         (a tensor that has no place in LoRA on the seven modules, the embedding and the head, a
+ * rank above KERN_RANK_MAX, a dtype), naming the tensor; ERR_NO_MEMORY. */
 NODISCARD enum err model_adapter_plan(struct model_adapter_plan *out,
                                       const struct kern_shape *shape, const struct model_peft *peft,
                                       const struct model_st *st, uint64_t page_elems,

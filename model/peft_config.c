@@ -52,9 +52,29 @@ static const char *const known[] = {
     "peft_version",
 };
 
+/* What to do instead. */
+static const char *remedy(const char *field) {
+    static const char *const remedies[][2] = {
+        {"modules_to_save", "train LoRA on those modules instead, or merge the adapter"},
+        {"ensure_weight_tying", "train embedding and head apart, or merge the adapter"},
+        {"fan_in_fan_out", "the model's modules are linear: set it to false"},
+        {"peft_type", "only LORA is"},
+        {"bias", "train with bias none, or merge the adapter"},
+        {"init_lora_weights",
+         "save the adapter converted (path_initial_model_for_weight_conversion)"},
+    };
+    for (size_t i = 0; i < sizeof remedies / sizeof remedies[0]; i++) {
+        if (strcmp(remedies[i][0], field) == 0) {
+            return remedies[i][1];
+        }
+    }
+    return "train without it, or merge the adapter into its base model";
+}
+
 static enum err unsupported(const struct model_json *j, const char *field, const char *what) {
     return err_set_field(j->why, ERR_UNSUPPORTED_ADAPTER, field,
-                         MODEL_PEFT_FILE ": %.128s %s, which is not supported", field, what);
+                         MODEL_PEFT_FILE ": %.128s %s, which is not supported; %s", field, what,
+                         remedy(field));
 }
 
 static bool is_known(const char *field) {
@@ -317,6 +337,66 @@ static double patterns_find(const struct model_patterns *patterns, const char *p
     return otherwise;
 }
 
+/* ---- targets ------------------------------------------------------------------------------ */
+
+/* Whether a list names the module: its whole path, or its end after a dot. */
+static bool list_names(const json_t *list, const char *path) {
+    size_t i = 0;
+    const json_t *value = NULL;
+    json_array_foreach(list, i, value) {
+        const char *name = json_string_value(value);
+        size_t length = name == NULL ? 0 : strlen(name);
+        size_t path_length = strlen(path);
+        if (length == 0 || length > path_length || strcmp(path + path_length - length, name) != 0) {
+            continue;
+        }
+        if (length == path_length || path[path_length - length - 1] == '.') {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* layers_to_transform does not touch a module that target_modules names by its whole path. */
+static bool layer_named(const json_t *layers, const json_t *targets, const char *path) {
+    unsigned layer = 0;
+    size_t i = 0;
+    const json_t *value = NULL;
+    json_array_foreach(targets, i, value) {
+        if (json_is_string(value) && strcmp(json_string_value(value), path) == 0) {
+            return true;
+        }
+    }
+    if (sscanf(path, "model.layers.%u.", &layer) != 1) {
+        return false;
+    }
+    if (json_is_integer(layers)) {
+        return json_integer_value(layers) == layer;
+    }
+    json_array_foreach(layers, i, value) {
+        if (json_integer_value(value) == layer) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool model_peft_targets(const struct model_peft *p, const char *path) {
+    const json_t *targets = json_object_get(p->document, "target_modules");
+    const json_t *layers = json_object_get(p->document, "layers_to_transform");
+    if (list_names(json_object_get(p->document, "exclude_modules"), path)) {
+        return false;
+    }
+    if (json_is_string(targets) && strcmp(json_string_value(targets), "all-linear") == 0) {
+        return strncmp(path, "model.layers.", strlen("model.layers.")) == 0;
+    }
+    if (!json_is_array(targets) || json_array_size(targets) == 0) {
+        return true;
+    }
+    bool by_layer = json_is_integer(layers) || json_array_size(layers) != 0;
+    return list_names(targets, path) && (!by_layer || layer_named(layers, targets, path));
+}
+
 /* ---- the whole ---------------------------------------------------------------------------- */
 
 static enum err read_fields(const struct model_json *j, json_t *root, struct model_peft *p) {
@@ -347,9 +427,9 @@ enum err model_peft_parse(struct model_peft *out, const struct model_bytes *byte
     enum err e = model_json_parse(&root, bytes->data, bytes->count, j.origin, why);
     if (e == ERR_OK) {
         j.object = root;
+        p.document = root;
         e = read_fields(&j, root, &p);
     }
-    json_decref(root);
     if (e != ERR_OK) {
         model_peft_deinit(&p);
         return e;
@@ -361,6 +441,8 @@ enum err model_peft_parse(struct model_peft *out, const struct model_bytes *byte
 void model_peft_deinit(struct model_peft *p) {
     patterns_deinit(&p->ranks);
     patterns_deinit(&p->alphas);
+    json_decref(p->document);
+    p->document = NULL;
 }
 
 uint32_t model_peft_rank(const struct model_peft *p, const char *path) {

@@ -7,6 +7,7 @@
 #ifndef LORRY_MODEL_PEFT_CONFIG_H
 #define LORRY_MODEL_PEFT_CONFIG_H
 
+#include <jansson.h>
 #include <regex.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -38,6 +39,7 @@ struct model_peft {
     bool rslora;
     bool lora_bias; /* each lora_B has a bias */
     struct model_patterns ranks, alphas;
+    json_t *document; /* the whole file */
 };
 
 /* Errors  ERR_BAD_ADAPTER (not JSON, a wrong type), ERR_UNSUPPORTED_ADAPTER (a field that changes
@@ -46,6 +48,10 @@ NODISCARD enum err model_peft_parse(struct model_peft *out, const struct model_b
                                     struct err_text *why);
 void model_peft_deinit(struct model_peft *p);
 
+/* Whether PEFT would put LoRA on the module at `path`: by target_modules, exclude_modules and
+ * layers_to_transform, where they are lists or "all-linear". An expression, or nothing, says yes:
+ * PEFT saves tensors of no module that it did not find. */
+bool model_peft_targets(const struct model_peft *p, const char *path);
 /* Of the module at `path`, e.g. "model.layers.0.self_attn.q_proj". Thread: any. */
 uint32_t model_peft_rank(const struct model_peft *p, const char *path);
 /* alpha / rank, or alpha / √rank under rsLoRA; `rank` is the module's. */

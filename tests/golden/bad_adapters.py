@@ -151,6 +151,18 @@ def outside_layers():
     yield "head-no-bias", {"lora_bias": True}, pair(head, rows=320), [head, "lora_B.bias"]
 
 
+def untargeted():
+    """Tensors that PEFT would drop without a word, as the config does not name them."""
+    head, v = pair("base_model.model.lm_head", rows=320), pair(Q.replace("q_", "v_"), rows=KV_OUT)
+    later, name = pair(Q.replace("0", "1")), "lm_head.lora_A"
+    yield "untargeted", {}, [*pair(), *v], ["v_proj.lora_A", "target_modules"]
+    yield "untargeted-head", {"target_modules": "all-linear"}, [*pair(), *head], [name, "leaves"]
+    yield "untargeted-end", {"target_modules": ["proj", "x.q_proj"]}, pair(), [A, "leaves"]
+    yield "excluded-module", {"exclude_modules": ["self_attn.q_proj"]}, pair(), [A, "exclude_modules"]
+    yield "layer-left-out", {"layers_to_transform": [0, 2]}, [*pair(), *later], ["layers.1."]
+    yield "layer-other", {"layers_to_transform": 2}, pair(), [A, "layers_to_transform"]
+
+
 def gap():
     header, data = header_and_data(pair())
     header[B]["data_offsets"] = [offset + 4 for offset in header[B]["data_offsets"]]
@@ -241,7 +253,7 @@ def make(tiny):
         add_weights(name, "bad_adapter", content, words)
     for name, content, words in unsupported_tensors():
         add_weights(name, "unsupported_adapter", content, words)
-    for name, fields, tensors, words in (*lora_biases(), *outside_layers()):
+    for name, fields, tensors, words in (*lora_biases(), *outside_layers(), *untargeted()):
         add_weights(name, "bad_adapter", weights(tensors), words, CONFIG | fields)
     for name, error, fields, words in configs():
         add_weights(name, error, GOOD, words, CONFIG | fields)
