@@ -310,6 +310,66 @@ DAMAGED = """
 With error `bad_adapter`.
 """
 
+TEXT = """
+## Text
+
+Token ids, decoded text and rendered prompts are those of transformers 5: tests/golden/text/generate.py.
+Decoding is incremental, with whole characters only; stop strings may begin anywhere in a token.
+
+| tokenizer in tests/golden/text | stands for | exact |
+|---|---|---|"""
+
+TOKENIZERS = {
+    "smollm2": "SmolLM2-135M-Instruct itself",
+    "bytelevel": "byte-level BPE, NFC; a tokenizer.json that cuts and pads, which is turned off",
+    "llama3": "Llama 3 to 3.2: digits by threes, ignore_merges, BOS by the post-processor",
+    "qwen": "Qwen2.5, Qwen3: NFC, single digits, no BOS",
+    "tekken": "Mistral Nemo",
+    "sentencepiece": "Llama 2, Mistral as they were: normalizer Prepend and Replace, byte fallback",
+    "metaspace-first": "the same as they are now: Metaspace, prepend_scheme first",
+    "metaspace-always": "prepend_scheme always",
+    "metaspace-never": "prepend_scheme never",
+    "unigram": "T5: Unigram, NFKC",
+    "wordpiece": "BERT: WordPiece",
+}
+
+TEMPLATES = """
+Merges are read as pairs and as "a b"; added tokens with lstrip, rstrip, single_word and normalized. Special
+tokens come from tokenizer.json, tokenizer_config.json or special_tokens_map.json; as in transformers 5,
+add_bos_token and add_eos_token change nothing beside a tokenizer.json. One that the vocabulary lacks is not
+added: the model has no row for it. A prompt gets BOS from the post-processor, a chat from its template.
+
+Chat templates: chat_template.jinja, else `chat_template` of tokenizer_config.json, a text or the list's
+entry "default". Tools and documents are none."""
+
+TEMPLATE_LIMITS = """
+A template that raises, or does what the engine lacks, rejects the job with the template's or the engine's
+words. Known to fail: `'%s' % x` (the filter `format` works), slices backwards over nothing, as
+`''[::-1]`. Known to differ: `~` and `join` write None, True and False in lower case; `[a:0:-1]` includes
+the first item.
+"""
+
+
+def lines_of(path):
+    """A file of JSON lines; a text in them may hold what Python takes for a line's end."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def print_text():
+    folder = GOLDEN / "text"
+    texts = len(lines_of(folder / "strings.jsonl"))
+    print(TEXT)
+    for name, meaning in TOKENIZERS.items():
+        if len(lines_of(folder / name / "encode.jsonl")[0]) != 8 * texts:
+            sys.exit(f"text/{name}: not all texts have an answer")
+        print(f"| {name} | {meaning} | {texts} texts |")
+    print(TEMPLATES)
+    names = [row[0] for row in lines_of(folder / "templates/chat.jsonl") if isinstance(row[1], str)]
+    talks = len(lines_of(folder / "conversations.jsonl"))
+    print(f"Exact over {talks} conversations, what they raise included, with each of {len(names)} "
+          f"templates written for the constructs of their families: {', '.join(names)}.")  # fmt: skip
+    print(TEMPLATE_LIMITS, end="")
+
 
 def main():
     families = [Family(path.parent) for path in sorted(GOLDEN.glob("tiny-*/golden.json"))]
@@ -334,6 +394,7 @@ def main():
     print_bad(manifest, "unsupported_adapter")
     print(DAMAGED)
     print_bad(manifest, "bad_adapter")
+    print_text()
 
 
 if __name__ == "__main__":

@@ -62,6 +62,9 @@ static void check_encode(const char *name, const json_t *strings) {
     size_t i;
     const json_t *string;
     json_array_foreach(strings, i, string) {
+        if (i % GOLDEN_STEP != 0) {
+            continue;
+        }
         static const uint32_t border = UINT32_MAX;
         uint32_t crc = 0;
         for (int specials = 0; specials < 2; specials++) {
@@ -223,6 +226,9 @@ static size_t check_all(const struct text *t, const json_t *line, const json_t *
     size_t i;
     const json_t *conversation;
     json_array_foreach(conversations, i, conversation) {
+        if (i % GOLDEN_STEP != 0) {
+            continue;
+        }
         struct rendered r = render_one(t, conversation, dated);
         size_t count = 0;
         uint32_t crc = crc32_of(0, "\xff", 1);
@@ -285,7 +291,7 @@ static void templates_render_as_transformers(void **state) {
         }
         const json_t *next = json_array_get(lines, i + 1);
         if (next == NULL || json_is_string(json_array_get(next, 1))) {
-            assert_true(check_all(t, all, conversations) >= 50);
+            assert_true(check_all(t, all, conversations) >= 50 / GOLDEN_STEP);
         }
     }
     assert_true(templates >= 16);
