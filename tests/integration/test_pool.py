@@ -109,3 +109,43 @@ def test_an_adapter_larger_than_the_pool_fails_alone(story, tmp_path):
             assert final["error"]["code"] == "unsupported_adapter"
         else:
             assert final["status"] == "succeeded"
+
+
+def test_prefixes_are_shared_within_a_revision(story, tmp_path):
+    """Jobs with one system prompt share its pages; those of an adapter that was replaced do not
+    get what the old files computed."""
+    root = tmp_path / "root"
+    root.mkdir()
+    story.adapters = root
+    system = [3 + i * 7 % 300 for i in range(70)]
+
+    def jobs(stage):
+        return [
+            {
+                "id": f"{stage}-{adapter}-{i}",
+                "adapter": adapter,
+                "tokens": system + [3 + i] * i,
+                "max_tokens": 30,
+                "ignore_eos": True,
+                "temperature": 0.9 if i % 2 else 0,
+            }
+            for adapter in ("mine", None)
+            for i in range(4)
+        ]
+
+    worker = story.worker()
+    finals, expected = {}, {}
+    for stage in range(2):
+        folders.place_adapter(root, "mine", seed=1 + stage, rank=4)
+        story.send(jobs(stage))
+        finals = story.check()
+        expected |= story.reference(jobs(stage), **{"pool.prefixes": "false"})
+    check_same(finals, expected)
+    cached = {
+        job_id: final["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for job_id, final in finals.items()
+    }
+    assert set(cached.values()) <= {0, 16, 32, 48, 64}
+    assert all(cached[f"1-None-{i}"] == 64 for i in range(4)), "of the stage before"
+    assert min(cached[f"1-mine-{i}"] for i in range(4)) == 0, "the first of the new revision"
+    assert worker.metric("tokens_cached_total") == sum(cached.values())
