@@ -50,12 +50,15 @@ static void test_scales(void **state) {
     struct model_peft p = accepts("");
     assert_int_equal(model_peft_rank(&p, Q0), 8); /* PEFT's defaults */
     assert_true(model_peft_scale(&p, Q0, 8) == 1);
+    model_peft_deinit(&p);
     p = accepts("\"r\": 16, \"lora_alpha\": 24");
     assert_int_equal(model_peft_rank(&p, UP3), 16);
     assert_true(model_peft_scale(&p, UP3, 16) == 1.5F);
+    model_peft_deinit(&p);
     p = accepts("\"r\": 16, \"lora_alpha\": 24.0, \"use_rslora\": true");
     assert_true(model_peft_scale(&p, UP3, 16) == 6);
     assert_true(fabsf(model_peft_scale(&p, UP3, 5) - 24 / sqrtf(5)) < 1e-6F);
+    model_peft_deinit(&p);
 }
 
 /* Each key, a path, and whether Python's re.match(rf"(.*\.)?({key})$", path) finds it. */

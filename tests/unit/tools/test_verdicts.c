@@ -163,24 +163,32 @@ static void jobs_write(void) {
     assert_int_equal(fclose(f), 0);
 }
 
+/* The finals of a case's prompts: PEFT's tokens. */
+static size_t answers_compare(const json_t *finals, size_t number, const json_t *one) {
+    size_t k = 0;
+    const json_t *prompt = NULL;
+    json_array_foreach(json_object_get(one, "prompts"), k, prompt) {
+        char id[64];
+        (void)snprintf(id, sizeof id, "%zu/%zu", number, k);
+        const json_t *final = json_object_get(finals, id);
+        assert_non_null(final);
+        assert_string_equal(text_of(final, "status"), "succeeded");
+        if (!json_equal(json_object_get(final, "tokens"), json_object_get(prompt, "greedy"))) {
+            fail_msg("%s: other tokens than those of PEFT with %s", id, text_of(one, "adapter"));
+        }
+    }
+    return k;
+}
+
 static void run_gives_the_expected_answers(void **state) {
     (void)state;
     jobs_write();
     json_t *finals = lorry_lines("run jobs --quiet");
-    char id[64];
-    size_t i = 0, k = 0, answers = 0;
-    const json_t *one = NULL, *prompt = NULL;
+    size_t i = 0;
+    size_t answers = 0;
+    const json_t *one = NULL;
     json_array_foreach(golden, i, one) {
-        json_array_foreach(json_object_get(one, "prompts"), k, prompt) {
-            (void)snprintf(id, sizeof id, "%zu/%zu", i, k);
-            const json_t *final = json_object_get(finals, id);
-            if (!json_equal(json_object_get(final, "tokens"), json_object_get(prompt, "greedy"))) {
-                fail_msg("adapter %s, prompt %zu: other tokens than PEFT's",
-                         text_of(one, "adapter"), k);
-            }
-            assert_string_equal(text_of(final, "status"), "succeeded");
-            answers++;
-        }
+        answers += answers_compare(finals, i, one);
     }
     json_array_foreach(bad, i, one) {
         const json_t *final = json_object_get(finals, text_of(one, "adapter"));
