@@ -17,7 +17,7 @@ static const double tolerance = 2e-5;
 /* ---- making things up --------------------------------------------------------------------- */
 
 static void *zeroed(uint64_t count, uint64_t bytes) {
-    void *p = calloc(count, bytes);
+    void *p = calloc(count > 0 ? count : 1, bytes);
     assert_non_null(p);
     return p;
 }
