@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/hash.h"
 
 enum metric_type { TYPE_COUNTER, TYPE_GAUGE, TYPE_HISTOGRAM };
 enum metric_label { LABEL_NONE, LABEL_ADAPTER, LABEL_STATUS };
@@ -134,11 +135,8 @@ void metrics_observe(struct metrics *m, enum metric id, double value) {
     }
 }
 
-static uint64_t hash_text(const char *text) { /* FNV-1a */
-    uint64_t hash = 14695981039346656037U;
-    for (; *text != '\0'; text++) {
-        hash = (hash ^ (unsigned char)*text) * 1099511628211U;
-    }
+static uint64_t hash_text(const char *text) {
+    uint64_t hash = hash_bytes(text, strlen(text));
     return hash ^ hash >> 32;
 }
 

@@ -4,12 +4,10 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/hash.h"
 
 static uint64_t hash_of(const char *id, size_t bytes) {
-    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
-    for (size_t i = 0; i < bytes; i++) {
-        h = (h ^ (unsigned char)id[i]) * 1099511628211ULL;
-    }
+    uint64_t h = hash_bytes(id, bytes);
     return h ^ h >> 32;
 }
 

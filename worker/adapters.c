@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/log.h"
 
 enum {
@@ -68,13 +69,9 @@ struct loader {
 };
 
 static uint64_t entry_hash(const char *id, const struct model_adapter_stamp *stamp) {
-    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
-    for (const char *c = id; *c != '\0'; c++) {
-        h = (h ^ (unsigned char)*c) * 1099511628211ULL;
-    }
-    h = (h ^ stamp->inode) * 1099511628211ULL;
-    h = (h ^ (uint64_t)stamp->mtime_ns) * 1099511628211ULL;
-    return h ^ h >> 29;
+    uint64_t h = hash_add(hash_bytes(id, strlen(id)), stamp->inode);
+    h = hash_add(h, (uint64_t)stamp->mtime_ns);
+    return h ^ h >> 32;
 }
 
 static bool stamp_equal(const struct model_adapter_stamp *a, const struct model_adapter_stamp *b) {

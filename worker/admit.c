@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/hash.h"
 #include "base/ring.h"
 
 enum { ADMIT_THREADS_MAX = 64, ADMIT_WAIT_MS = 200 };
@@ -177,11 +178,7 @@ static enum err tokenise(const struct admit_options *o, struct job *job) {
 
 /* The seed of a job that brings none: the same job gives the same text wherever it runs. */
 static uint64_t seed_of(const struct job *job) {
-    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
-    for (const char *c = job->id; *c != '\0'; c++) {
-        h = (h ^ (unsigned char)*c) * 1099511628211ULL;
-    }
-    return (h ^ job->wire.generation) * 1099511628211ULL;
+    return hash_add(hash_bytes(job->id, strlen(job->id)), job->wire.generation);
 }
 
 static enum err stop_tokens(const struct admit_options *o, struct job *job) {

@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "worker/registry_internal.h"
 
@@ -73,11 +74,7 @@ struct registry {
 };
 
 static uint64_t hash_of(const char *text) {
-    uint64_t h = 14695981039346656037ULL; /* FNV-1a */
-    for (; *text != '\0'; text++) {
-        h = (h ^ (unsigned char)*text) * 1099511628211ULL;
-    }
-    return h | 1; /* 0 means free */
+    return hash_bytes(text, strlen(text)) | 1; /* 0 means free */
 }
 
 static void wake(struct registry *r) {
