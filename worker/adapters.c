@@ -400,9 +400,7 @@ enum err adapters_load(struct adapters *a, uint32_t entry) {
     return err;
 }
 
-bool adapters_poll(struct adapters *a, int64_t now_us) {
-    (void)now_us;
-    bool changed = false;
+void adapters_poll(struct adapters *a) {
     for (uint32_t i = 0; a->loading > 0 && i < a->count; i++) {
         if (a->view[i].state != SCHED_LOADING ||
             pool_adapter_poll(a->options.pool, a->entries[i].device) != POOL_RESIDENT) {
@@ -413,9 +411,7 @@ bool adapters_poll(struct adapters *a, int64_t now_us) {
         a->delta_count++;
         a->loading--;
         a->resident++;
-        changed = true;
     }
-    return changed;
 }
 
 void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {

@@ -56,8 +56,8 @@ void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us);
 NODISCARD enum err adapters_load(struct adapters *a, uint32_t entry);
 void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket);
 
-/* Moves on what loaders and copies have finished. Returns whether anything changed. */
-bool adapters_poll(struct adapters *a, int64_t now_us);
+/* Copies that are done make their adapters resident. */
+void adapters_poll(struct adapters *a);
 
 /* What a loader found. The entry is counted for the caller, who lets it go by adapters_leave(). */
 struct adapters_news {

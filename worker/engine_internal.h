@@ -55,7 +55,6 @@ struct engine {
     struct engine_step steps[ENGINE_STEPS]; /* ring of launched steps */
     uint32_t step_head, step_count;
     uint64_t ticket_launched; /* last */
-    int64_t idle_until_ms;
 
     /* The step being built; all sized by the limits. */
     uint32_t *tokens;

@@ -154,7 +154,7 @@ void engine_take_adapters(struct engine *e, int64_t now_us) {
         }
         adapters_leave(e->adapters, news.entry);
     }
-    (void)adapters_poll(e->adapters, now_us);
+    adapters_poll(e->adapters);
 }
 
 static void job_updated(struct engine *e, const struct registry_update *u) {
