@@ -29,6 +29,10 @@
 
 enum kern_dtype { KERN_F32, KERN_F16, KERN_BF16 };
 
+static inline uint32_t kern_dtype_bytes(enum kern_dtype dtype) {
+    return dtype == KERN_F32 ? 4 : 2;
+}
+
 /* The seven projections of a layer that an adapter may change. */
 enum kern_module { KERN_Q, KERN_K, KERN_V, KERN_O, KERN_GATE, KERN_UP, KERN_DOWN, KERN_MODULES };
 
@@ -65,7 +69,8 @@ struct kern_shape {
     float rope_scale;       /* multiplies cos and sin; 1 unless the scaling says otherwise */
     const float *rope_freq; /* [head_dim / 2] inverse frequencies; copied by open() */
     bool qkv_bias;
-    bool qk_norm; /* heads of q and k are normed after the bias, before rope; Qwen3 */
+    bool qk_norm;          /* heads of q and k are normed after the bias, before rope; Qwen3 */
+    enum kern_dtype dtype; /* the checkpoint's; CUDA computes in it, in bf16 where it is f32 */
 };
 
 /* in = columns of the projection's input, out = rows of its output */
@@ -242,6 +247,7 @@ struct kern_limits { /* fixed at open; all memory but the pool and the weights f
     uint32_t adapter_pages; /* most pages of an adapter, both lists together */
     uint32_t page_tokens;   /* T, a power of two; page_elems is at least 2,048, a multiple of 64 */
     uint32_t threads;       /* CPU: 0 = as many as there are cores */
+    const char *cache_dir;  /* CUDA: keeps what it measured about linears here; NULL = nowhere */
 };
 
 enum kern_tensor {
@@ -266,6 +272,17 @@ struct kern_weight {
     uint64_t rows, columns; /* a vector has rows = 1 */
 };
 
+/* How long the device was busy with a step, and idle before it since the step before. */
+struct kern_span {
+    float busy_us, idle_us;
+};
+
+struct kern_peaks {
+    double copy_bytes_s;   /* device memory, bytes read + written, by a large copy */
+    double gemm_flop_s;    /* a large product in the device's type */
+    double pinned_bytes_s; /* pinned host memory → device; 0 where there is no bus */
+};
+
 /* Steps and copies are numbered from 1 by the device; a ticket names a step. */
 struct kern_device;
 
@@ -276,18 +293,35 @@ struct kern_ops {
     enum err (*open)(struct kern_device **out, const struct kern_shape *shape,
                      const struct kern_limits *limits, struct err_text *why);
     void (*close)(struct kern_device *d); /* NULL is fine */
-    uint32_t (*elem_bytes)(const struct kern_device *d);
+    /* The type of the pool's elements, and so of adapter images. */
+    enum kern_dtype (*elem)(const struct kern_device *d);
     /* Copies and converts; the host memory may go afterwards. Wrong shape: ERR_BAD_MODEL. */
     enum err (*weight)(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
+    /* Fills all weights: norms 1, biases 0, matrices normal with deviation 0.02, the same on every
+     * device for a seed. For benchmarks. */
+    enum err (*weights_random)(struct kern_device *d, uint64_t seed, struct err_text *why);
+
+    /* Step shapes that the device wants to see once, after the weights and before the pool, to make
+     * CUDA graphs of them: the caller runs all blocks between bucket_begin and bucket_end, as for a
+     * step; nothing is computed. model_warm() does it for all. */
+    uint32_t (*bucket_count)(const struct kern_device *d);
+    enum err (*bucket_begin)(struct kern_device *d, uint32_t bucket);
+    enum err (*bucket_end)(struct kern_device *d);
+
     /* Bytes that a pool may take on this device now; UINT64_MAX = not limited by the device. */
     uint64_t (*pool_room)(struct kern_device *d);
     /* Once, after the weights. ERR_NO_SPACE; ERR_BAD_MODEL, naming a tensor that was not given. */
     enum err (*pool)(struct kern_device *d, uint32_t page_count, struct err_text *why);
 
-    /* Copies an adapter image [layers][page_count][page_elems] of device elements into the pages of
-     * all planes; `*event` is done when they may be used by a step that begins later, and so are
-     * those of all loads before. The image must stay until then. Pages must not be named by a step
-     * in flight. An adapter's two lists are loaded one after the other. */
+    /* Makes whole pages of host memory readable by load() at the bus's rate, and not any more
+     * before they are given back. ERR_NO_SPACE. Thread: any. Cost: a walk over the memory. */
+    enum err (*pin)(void *base, uint64_t bytes);
+    void (*unpin)(void *base, uint64_t bytes);
+    /* Copies an adapter image [layers][page_count][page_elems] of device elements, in pinned
+     * memory, into the pages of all planes; `*event` is done when they may be used by a step that
+     * begins later, and so are those of all loads before. The image must stay until then. Pages
+     * must not be named by a step in flight. An adapter's two lists are loaded one after the other.
+     */
     enum err (*load)(struct kern_device *d, const void *image, const uint32_t *pages,
                      uint32_t page_count, uint64_t *event);
     bool (*event_done)(struct kern_device *d, uint64_t event);
@@ -310,11 +344,18 @@ struct kern_ops {
      * is read once, in order; at most two may be unread, the one that step_begin opens included. */
     enum err (*step_read)(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
                           uint32_t count);
+    /* Of the step that was read last. */
+    void (*span)(const struct kern_device *d, struct kern_span *span);
+    /* Measures them, in some 0.2 s; between steps only. */
+    enum err (*peaks)(struct kern_device *d, struct kern_peaks *peaks);
     /* For tests: the f32 logits [vocab] of sampling row `row` of the last ended step. */
     enum err (*logits)(struct kern_device *d, uint32_t row, float *logits);
 };
 
 const struct kern_ops *kern_cpu(void);
+/* "cpu", "cuda", or "auto": CUDA where this build has it and a GPU answers, else the CPU. NULL with
+ * `why`: this build or this machine has no such device. */
+const struct kern_ops *kern_find(const char *kind, struct err_text *why);
 
 /* The reference of a sampler, for every device; in this order: log-probabilities of the raw logits
  * (as OpenAI and vLLM give them: before penalties and temperature), penalties, the draw. */

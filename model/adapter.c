@@ -223,7 +223,7 @@ static void fill_facts(struct model_adapter_facts *f, const struct parsed *p,
     f->file_bytes = p->weights.count;
     f->page_count = p->plan.page_count;
     f->image_bytes = (uint64_t)shape->layers * p->plan.page_count *
-                     kern_page_elems(shape, o->page_tokens) * o->elem_bytes;
+                     kern_page_elems(shape, o->page_tokens) * kern_dtype_bytes(o->elem);
 }
 
 /* Reads and checks all but the tensors' values. */
@@ -334,7 +334,7 @@ static enum err make_image(const struct parsed *p, const struct kern_shape *shap
     memcpy(wanted.id, f->id, sizeof wanted.id);
     memcpy(wanted.revision, f->revision, sizeof wanted.revision);
     struct pool_image *made = NULL;
-    enum err e = pool_store_reserve(store, &wanted, o->elem_bytes, &made, why);
+    enum err e = pool_store_reserve(store, &wanted, kern_dtype_bytes(o->elem), &made, why);
     if (e != ERR_OK) {
         return e;
     }
@@ -352,9 +352,9 @@ enum err model_adapter_load(const struct model_facts *model,
                             const struct model_adapter_options *options, const char *id,
                             struct pool_store *store, struct pool_image **image,
                             struct model_adapter_facts *facts, struct err_text *why) {
-    if (options->elem_bytes != sizeof(float)) { /* 16-bit devices: convert() is where they differ */
+    if (options->elem != KERN_F32) { /* 16-bit devices: convert() is where they differ */
         return err_set(why, ERR_UNSUPPORTED_ADAPTER, "images of %u-byte elements are not supported",
-                       options->elem_bytes);
+                       kern_dtype_bytes(options->elem));
     }
     struct parsed p = {0};
     struct model_adapter_facts f = {0};

@@ -54,6 +54,10 @@ NODISCARD enum err model_weights(struct model *m, const struct kern_ops *ops,
                                  void (*progress)(void *context, uint64_t done, uint64_t all),
                                  void *context, struct err_text *why);
 
+/* Shows the device its step shapes (kern_ops.bucket_*), after the weights and before the pool. */
+NODISCARD enum err model_warm(const struct model_facts *facts, const struct kern_ops *ops,
+                              struct kern_device *device);
+
 /* Runs one forward pass: step_begin, the blocks, step_end. */
 NODISCARD enum err model_step(const struct model_facts *facts, const struct kern_ops *ops,
                               struct kern_device *device, const struct kern_step *step,
@@ -79,7 +83,7 @@ struct model_adapter_facts {
 struct model_adapter_options {
     const char *root;        /* folder of PEFT folders; a folder's name is the adapter's id */
     uint32_t page_tokens;    /* T: gives page_elems */
-    uint32_t elem_bytes;     /* of the device */
+    enum kern_dtype elem;    /* of the device */
     uint32_t page_count_max; /* an adapter that needs more pages is refused; bounds the file, too */
 };
 

@@ -227,7 +227,7 @@ enum err adapters_open_model(const struct config *c, struct model **out,
     }
     *options = (struct model_adapter_options){.root = c->adapters_dir,
                                               .page_tokens = plan.page_tokens,
-                                              .elem_bytes = plan.elem_bytes,
+                                              .elem = plan.elem,
                                               .page_count_max = plan.adapter_pages};
     *out = model;
     return ERR_OK;

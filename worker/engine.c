@@ -83,7 +83,7 @@ static enum err open_adapters(struct engine *e) {
                                            .model = o->model,
                                            .files = {.root = c->adapters_dir,
                                                      .page_tokens = o->limits.page_tokens,
-                                                     .elem_bytes = o->ops->elem_bytes(o->device),
+                                                     .elem = o->ops->elem(o->device),
                                                      .page_count_max = o->limits.adapter_pages},
                                            .pool = e->pool,
                                            .store = e->store,

@@ -58,7 +58,7 @@ const struct model_facts *worker_model(const struct worker *w);
 struct worker_plan {
     uint32_t page_tokens, page_count, slot_pages;
     uint32_t adapter_pages; /* most of one adapter */
-    uint32_t elem_bytes;    /* of the device */
+    enum kern_dtype elem;   /* of the device */
     uint64_t page_bytes;    /* over all layers */
     uint64_t pool_bytes, weight_bytes;
     uint64_t memory_bytes; /* the sum of all that may become resident (invariant 7) */

@@ -241,9 +241,25 @@ out:
     return e;
 }
 
-static uint32_t device_elem_bytes(const struct kern_device *d) {
+static enum kern_dtype device_elem(const struct kern_device *d) {
     (void)d;
-    return sizeof(float);
+    return KERN_F32;
+}
+
+/* Nothing depends on a step's shape here. */
+static uint32_t device_bucket_count(const struct kern_device *d) {
+    (void)d;
+    return 0;
+}
+
+static enum err device_bucket(struct kern_device *d, uint32_t bucket) {
+    (void)d, (void)bucket;
+    CHECK(!"there is such a bucket");
+    return ERR_INTERNAL;
+}
+
+static enum err device_bucket_end(struct kern_device *d) {
+    return device_bucket(d, 0);
 }
 
 /* ---- the pool ----------------------------------------------------------------------------- */
@@ -274,6 +290,16 @@ static enum err device_pool(struct kern_device *d, uint32_t page_count, struct e
     d->planes = d->pool_memory.base;
     d->page_count = page_count;
     return ERR_OK;
+}
+
+/* All memory is the device's own. */
+static enum err device_pin(void *base, uint64_t bytes) {
+    CHECK(base != NULL && bytes > 0);
+    return ERR_OK;
+}
+
+static void device_unpin(void *base, uint64_t bytes) {
+    CHECK(base != NULL && bytes > 0);
 }
 
 static enum err device_load(struct kern_device *d, const void *image, const uint32_t *pages,
@@ -309,10 +335,15 @@ const struct kern_ops *kern_cpu(void) {
         .name = "cpu",
         .open = device_open,
         .close = device_close,
-        .elem_bytes = device_elem_bytes,
+        .elem = device_elem,
+        .bucket_count = device_bucket_count,
+        .bucket_begin = device_bucket,
+        .bucket_end = device_bucket_end,
         .weight = cpu_weight,
         .pool_room = device_pool_room,
         .pool = device_pool,
+        .pin = device_pin,
+        .unpin = device_unpin,
         .load = device_load,
         .event_done = device_event_done,
         .step_begin = cpu_step_begin,

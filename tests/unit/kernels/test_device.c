@@ -93,7 +93,7 @@ static struct kern_device *tiny_open(void) {
     shape.rope_freq = freq;
     struct err_text why = {0};
     assert_int_equal(kern_cpu()->open(&d, &shape, &limits, &why), ERR_OK);
-    assert_int_equal(kern_cpu()->elem_bytes(d), 4);
+    assert_int_equal(kern_cpu()->elem(d), KERN_F32);
     assert_true(kern_cpu()->pool_room(d) == UINT64_MAX);
     return d;
 }

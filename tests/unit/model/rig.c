@@ -50,7 +50,7 @@ void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
     demand(pool_store_open(&r->store, &store), &why);
     r->options = (struct model_adapter_options){.root = adapters_root,
                                                 .page_tokens = PAGE_TOKENS,
-                                                .elem_bytes = r->ops->elem_bytes(r->device),
+                                                .elem = r->ops->elem(r->device),
                                                 .page_count_max = limits->adapter_pages};
 }
 

@@ -26,7 +26,7 @@ static int setup(void **state) {
     struct err_text why = {0};
     struct pool_store_options store = {.bytes = 64 << 20, .chunk_bytes = 8 << 20};
     f.options = (struct model_adapter_options){
-        .root = TINY "/adapters", .page_tokens = 16, .elem_bytes = 4, .page_count_max = 4096};
+        .root = TINY "/adapters", .page_tokens = 16, .elem = KERN_F32, .page_count_max = 4096};
     if (model_open(&f.model, TINY "/model", &why) != ERR_OK ||
         pool_store_open(&f.store, &store) != ERR_OK) {
         print_error("%s\n", why.message);
@@ -209,7 +209,7 @@ static void test_limits_of_size(void **state) {
     small.options.page_count_max = 2; /* r64 needs more, and its file is checked after that */
     assert_int_equal(load(&small, f->options.root, "r64", &image, &why), ERR_UNSUPPORTED_ADAPTER);
     assert_non_null(strstr(why.message, "pages, one may have 2"));
-    small.options.elem_bytes = 2;
+    small.options.elem = KERN_BF16;
     assert_int_equal(load(&small, f->options.root, "r1", &image, &why), ERR_UNSUPPORTED_ADAPTER);
     struct pool_store_options tiny = {.bytes = 4096, .chunk_bytes = 4096};
     small = *f;

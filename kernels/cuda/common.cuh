@@ -1,0 +1,164 @@
+/* common.cuh - what the kernels share: the two 16-bit types, 16-byte loads, reductions, and the
+ * tensor core instructions of sm_80 and later (mma, ldmatrix, cp.async). */
+#ifndef LORRY_KERNELS_CUDA_COMMON_CUH
+#define LORRY_KERNELS_CUDA_COMMON_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/cuda.h"
+
+/* Calls `call` with T as the device's element type. */
+#define CUDA_WITH_ELEM(d, T, ...)    \
+    do {                             \
+        if ((d)->elem == KERN_F16) { \
+            using T = __half;        \
+            __VA_ARGS__;             \
+        } else {                     \
+            using T = __nv_bfloat16; \
+            __VA_ARGS__;             \
+        }                            \
+    } while (0)
+
+/* After a launch. */
+#define CUDA_LAUNCHED(d, name) cuda_note(d, cudaGetLastError(), name)
+
+template <typename T> struct elem_pair;
+template <> struct elem_pair<__half> { using type = __half2; };
+template <> struct elem_pair<__nv_bfloat16> { using type = __nv_bfloat162; };
+
+static __device__ __forceinline__ float elem_float(__half v) {
+    return __half2float(v);
+}
+static __device__ __forceinline__ float elem_float(__nv_bfloat16 v) {
+    return __bfloat162float(v);
+}
+template <typename T> static __device__ __forceinline__ T elem_from(float v);
+template <> __device__ __forceinline__ __half elem_from<__half>(float v) {
+    return __float2half_rn(v);
+}
+template <> __device__ __forceinline__ __nv_bfloat16 elem_from<__nv_bfloat16>(float v) {
+    return __float2bfloat16_rn(v);
+}
+
+/* Two elements in 32 bits. */
+template <typename T> static __device__ __forceinline__ float2 pair_floats(uint32_t bits);
+template <> __device__ __forceinline__ float2 pair_floats<__half>(uint32_t bits) {
+    return __half22float2(*reinterpret_cast<__half2 *>(&bits));
+}
+template <> __device__ __forceinline__ float2 pair_floats<__nv_bfloat16>(uint32_t bits) {
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+template <typename T> static __device__ __forceinline__ uint32_t pair_bits(float low, float high);
+template <> __device__ __forceinline__ uint32_t pair_bits<__half>(float low, float high) {
+    __half2 v = __floats2half2_rn(low, high);
+    return *reinterpret_cast<uint32_t *>(&v);
+}
+template <> __device__ __forceinline__ uint32_t pair_bits<__nv_bfloat16>(float low, float high) {
+    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t *>(&v);
+}
+
+/* Eight elements in 16 bytes. */
+template <typename T>
+static __device__ __forceinline__ void eight_floats(uint4 bits, float out[8]) {
+    const uint32_t word[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 v = pair_floats<T>(word[i]);
+        out[2 * i] = v.x;
+        out[2 * i + 1] = v.y;
+    }
+}
+template <typename T> static __device__ __forceinline__ uint4 eight_bits(const float in[8]) {
+    return make_uint4(pair_bits<T>(in[0], in[1]), pair_bits<T>(in[2], in[3]),
+                      pair_bits<T>(in[4], in[5]), pair_bits<T>(in[6], in[7]));
+}
+
+static __device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        v += __shfl_xor_sync(0xffffffffu, v, offset);
+    }
+    return v;
+}
+
+/* Of all threads of the block; `room` is shared, one float a warp. Every thread gets the sum, added
+ * in a fixed order. Ends with a barrier before `room` may be used again. */
+template <int THREADS> static __device__ __forceinline__ float block_sum(float v, float *room) {
+    v = warp_sum(v);
+    if (THREADS == 32) {
+        return v;
+    }
+    if (threadIdx.x % 32 == 0) {
+        room[threadIdx.x / 32] = v;
+    }
+    __syncthreads();
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < THREADS / 32; i++) {
+        sum += room[i];
+    }
+    __syncthreads();
+    return sum;
+}
+
+/* ---- tensor cores ------------------------------------------------------------------------- */
+
+/* d += a b, one warp: a is 16 × 16 by rows (4 registers), b is 16 × 8 by columns (2), d is 16 × 8
+ * (4 floats). Lane l holds: a0 (row l/4, columns 2(l%4), +1), a1 (row l/4 + 8, same), a2 (row l/4,
+ * columns + 8), a3 (row l/4 + 8, columns + 8); b0 (rows 2(l%4), +1, column l/4), b1 (rows + 8); d0,
+ * d1 (row l/4, columns 2(l%4), +1), d2, d3 (row l/4 + 8). */
+template <typename T>
+static __device__ __forceinline__ void mma_16816(float d[4], const uint32_t a[4],
+                                                 const uint32_t b[2]);
+template <>
+__device__ __forceinline__ void mma_16816<__half>(float d[4], const uint32_t a[4],
+                                                  const uint32_t b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                 "{%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ __forceinline__ void mma_16816<__nv_bfloat16>(float d[4], const uint32_t a[4],
+                                                         const uint32_t b[2]) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, "
+                 "{%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+static __device__ __forceinline__ uint32_t shared_address(const void *p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+/* Four 8 × 8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8. */
+static __device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+static __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* 16 bytes, global → shared, past the first-level cache; zeros instead where `valid` is false. */
+static __device__ __forceinline__ void copy_async_16(uint32_t to, const void *from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_async_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING> static __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+#endif

@@ -1,0 +1,274 @@
+/* cuda.h - the CUDA device: its memory, its tables, and what its files say to each other. Inside
+ * kernels/cuda/ only.
+ *
+ * Elements are the model's 16-bit type (f16 or bf16, `d->elem`), sums are f32. Host code is C,
+ * kernels are .cu files; a launcher takes the device and the layer, reads shapes and addresses from
+ * `d`, and puts its kernels on d->stream. What varies from step to step lies in the metadata block
+ * at a fixed device address (struct cuda_meta), so that launches can be captured in a graph: a
+ * launcher may look at d->rows, d->sample_rows, d->mixed and d->lora_rows (the bucket), never at
+ * the step itself.
+ *
+ * Rows: activations have d->rows rows, the step's tokens first, then padding. Padding rows are zero
+ * after embed() and may hold anything finite later; they write no KV and no results.
+ *
+ * Thread: the loop thread, but for pin() and unpin(). */
+#ifndef LORRY_KERNELS_CUDA_CUDA_H
+#define LORRY_KERNELS_CUDA_CUDA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/lora.h"
+#include "kernels/kernels.h"
+
+enum {
+    CUDA_UNREAD_MAX = 2, /* steps begun and not read */
+    CUDA_TIMED_STEPS = CUDA_UNREAD_MAX + 1,
+    CUDA_ALIGN = 256,          /* of everything that is carved from one allocation */
+    CUDA_GRAPH_TOKENS = 1024,  /* a step of more tokens is launched eagerly */
+    CUDA_MIXED_TOKENS = 512,   /* likewise one with prefill chunks */
+    CUDA_ROW_MULTIPLE = 128,   /* rows of an eager step */
+    CUDA_NO_PAGE = UINT32_MAX, /* in page tables: none was set */
+    CUDA_V_ROW = 3 * KERN_RANK_MAX,
+};
+
+#define CU_TRY(why, call)                            \
+    do {                                             \
+        cudaError_t cu_result = (call);              \
+        if (cu_result != cudaSuccess) {              \
+            return cuda_fail(why, cu_result, #call); \
+        }                                            \
+    } while (0)
+
+/* ERR_NO_SPACE for device memory, else ERR_DEVICE; `why` names the call. */
+enum err cuda_fail(struct err_text *why, cudaError_t result, const char *call);
+
+/* ---- tables that live on the device ------------------------------------------------------- */
+
+struct cuda_slot {
+    uint64_t seed;
+    float temperature, top_p, min_p;
+    float repetition_penalty, presence_penalty, frequency_penalty;
+    uint32_t top_k;
+    uint32_t prompt_tokens; /* positions from here on are output */
+    uint32_t penalises, logprobs, top_logprobs;
+    uint32_t last; /* sampled last; written by the sampler */
+    uint32_t done; /* a stop token was sampled; written by the sampler */
+    uint32_t stop_count;
+    uint32_t stop[KERN_STOP_TOKENS_MAX];
+};
+
+struct cuda_adapter {
+    uint32_t layer_pages, outer_pages; /* of its two lists */
+};
+
+struct cuda_tables {
+    struct cuda_slot *slots; /* [slots] */
+    uint32_t *slot_pages;    /* [slots][slot_pages], CUDA_NO_PAGE */
+    struct cuda_adapter *adapters;
+    struct kern_lora *lora;                             /* [adapters][kern_lora_count(layers)] */
+    uint32_t *adapter_pages;                            /* [adapters][adapter_pages] */
+    uint32_t slot_page_row, adapter_page_row, lora_row; /* entries from row to row of the above */
+};
+
+/* ---- a step's metadata -------------------------------------------------------------------- */
+
+struct cuda_token {
+    uint32_t id; /* KERN_TOKEN_LAST: what the slot sampled last; embed() writes the id itself */
+    uint32_t slot, position;
+};
+
+struct cuda_sample {
+    uint32_t token; /* the row */
+    uint32_t slot;
+    uint32_t position; /* of the token that will be drawn */
+};
+
+/* One upload a step, at a fixed address; its arrays lie behind it, where the pointers say. */
+struct cuda_meta {
+    void *planes;         /* [layers][page_count][page_elems] elements */
+    uint32_t *history;    /* [page_count][page_tokens] ids of the tokens whose KV a page holds */
+    uint64_t plane_elems; /* page_count × page_elems: from layer to layer */
+    struct cuda_token *tokens;         /* [token_count] */
+    const struct cuda_sample *samples; /* [sample_count] */
+    struct kern_sample *results;       /* [sample_count], device memory */
+    uint32_t token_count, sample_count;
+    struct cuda_attention_meta attention;
+    struct cuda_lora_meta lora;
+};
+
+/* Pinned host memory that is filled from front to back, then copied to the device in one go. */
+struct cuda_block {
+    unsigned char *host, *device;
+    uint64_t used, bytes;
+};
+/* Room for `bytes`, aligned to 16, contents undefined. CHECKs that there is room: the caller's sums
+ * at open are bounds. */
+void *cuda_block_take(struct cuda_block *b, uint64_t bytes);
+/* Where it will be on the device. */
+void *cuda_block_device(const struct cuda_block *b, const void *host);
+
+/* ---- weights ------------------------------------------------------------------------------ */
+
+struct cuda_layer {
+    void *qkv;                     /* [q + 2 kv][hidden] elements: q, k, v one after the other */
+    void *o;                       /* [hidden][q] */
+    void *gate_up;                 /* [2 × intermediate][hidden]: gate, then up */
+    void *down;                    /* [hidden][intermediate] */
+    float *input_norm, *post_norm; /* [hidden] */
+    float *qkv_bias;               /* [q + 2 kv]; NULL: none */
+    float *q_norm, *k_norm;        /* [head_dim]; NULL: none */
+};
+
+/* ---- linears ------------------------------------------------------------------------------ */
+
+enum cuda_linear { CUDA_QKV, CUDA_O, CUDA_GATE_UP, CUDA_DOWN, CUDA_HEAD, CUDA_LINEARS };
+
+struct cuda_linears; /* linear.c */
+
+/* ---- the device --------------------------------------------------------------------------- */
+
+enum cuda_phase { CUDA_IDLE, CUDA_IN_STEP, CUDA_CAPTURING };
+
+struct kern_device {
+    struct kern_shape shape;
+    struct kern_limits limits;
+    enum kern_dtype elem; /* KERN_F16 or KERN_BF16 */
+    int sm_count;         /* multiprocessors */
+    int capability;       /* 80, 90, … */
+    cudaStream_t stream;  /* the steps */
+    cudaStream_t loads;   /* adapter images → pages */
+
+    uint32_t q_cols, kv_cols, qkv_cols; /* heads × head_dim, kv_heads × head_dim, q + 2 kv */
+    uint32_t vocab_row; /* floats from row to row of logits: vocab up to a multiple of 8 */
+    uint64_t page_elems;
+    uint32_t positions; /* longest context that shape and slots allow */
+
+    struct cuda_memory *memory; /* every allocation; memory.c */
+    struct cuda_layer *layers;  /* host array */
+    void *embed, *head;         /* [vocab][hidden]; the same where tied */
+    float *final_norm;
+    uint8_t *given;   /* which tensors came; weights.c */
+    float *rope_freq; /* device, [head_dim / 2] */
+
+    struct cuda_tables tables;
+    void *planes;
+    uint32_t *history;
+    uint32_t page_count;
+
+    /* activations, device */
+    void *x;        /* residual, [rows][hidden] */
+    void *normed;   /* [rows][hidden] */
+    void *qkv;      /* [rows][qkv_cols]; q roped in place */
+    void *attended; /* [rows][q_cols] */
+    void *gate_up;  /* [rows][2 × intermediate] */
+    void *act;      /* [rows][intermediate] */
+    void *head_in;  /* [sample_rows][hidden] */
+    float *logits;  /* [sample_rows][vocab_row] */
+    float *cos_sin; /* [rows][head_dim / 2][2] */
+    float *lora_v;  /* scale · x Aᵀ: [rows][CUDA_V_ROW], projection p of a group from p ×
+                       KERN_RANK_MAX on */
+    void *attention_scratch;     /* cuda_attention_scratch_bytes() */
+    void *sample_scratch;        /* cuda_sample_scratch_bytes() */
+    struct kern_sample *results; /* [step_samples] */
+
+    /* the bucket of the step: all that a launch may depend on */
+    uint32_t rows;        /* of activations, padding included */
+    uint32_t sample_rows; /* of logits, padding included */
+    bool mixed;           /* has chunks of more than one token */
+    bool lora_rows;       /* has segments */
+
+    struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
+    struct cuda_linears *linears;
+    struct cuda_graphs *graphs; /* graph.c */
+    struct cuda_steps *steps;   /* step.c */
+    enum cuda_phase phase;
+    struct err_text fault; /* of the call that failed first */
+    enum err failed;       /* sticky */
+};
+
+static inline uint32_t cuda_round_up(uint32_t value, uint32_t multiple) {
+    return (value + multiple - 1) / multiple * multiple;
+}
+
+/* ---- device.c, memory.c ------------------------------------------------------------------- */
+
+/* Device memory that lives as long as the device. ERR_NO_SPACE names `what` and the figures. */
+enum err cuda_take(struct kern_device *d, void **out, uint64_t bytes, const char *what,
+                   struct err_text *why);
+/* Keeps the first failure of a launch; step_end() returns it. */
+void cuda_note(struct kern_device *d, cudaError_t result, const char *call);
+
+/* ---- linear.c ----------------------------------------------------------------------------- */
+
+enum err cuda_linears_open(struct kern_device *d, struct err_text *why);
+void cuda_linears_close(struct kern_device *d);
+/* y [rows][out] = x [rows][in] Wᵀ; CUDA_O and CUDA_DOWN add to y; CUDA_HEAD's y is f32 logits. */
+void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, const void *x,
+                 void *y);
+
+/* ---- blocks.cu: embedding, norms, rope, activation ---------------------------------------- */
+
+void cuda_embed_rows(struct kern_device *d); /* tokens → x; ids, history, cos_sin */
+void cuda_norm_rows(struct kern_device *d, const float *w); /* x → normed */
+void cuda_qkv_rows(struct kern_device *d, uint32_t layer);  /* bias, norms, rope; K, V into pages */
+void cuda_act_rows(struct kern_device *d);                  /* silu(gate) · up → act */
+void cuda_head_rows(struct kern_device *d); /* x of the sampling rows, normed → head_in */
+
+/* ---- attention_*.cu: qkv and pages → attended --------------------------------------------- */
+
+/* Bytes of scratch that any step within the limits needs. */
+uint64_t cuda_attention_scratch_bytes(const struct kern_device *d);
+/* Bytes of metadata, likewise. */
+uint64_t cuda_attention_meta_bytes(const struct kern_device *d);
+/* Fills meta->attention; arrays go into `b`. Host. */
+void cuda_attention_plan(const struct kern_device *d, const struct kern_step *step,
+                         struct cuda_block *b, struct cuda_meta *meta);
+/* Chunks of one token, of any context. */
+void cuda_attention_decode(struct kern_device *d, uint32_t layer);
+/* Chunks of more. Launched in mixed buckets only. */
+void cuda_attention_prefill(struct kern_device *d, uint32_t layer);
+
+/* ---- lora.cu ------------------------------------------------------------------------------ */
+
+/* The projections that share an input. */
+enum cuda_group { CUDA_GROUP_QKV, CUDA_GROUP_O, CUDA_GROUP_GATE_UP, CUDA_GROUP_DOWN, CUDA_GROUPS };
+
+uint64_t cuda_lora_meta_bytes(const struct kern_device *d);
+/* Fills meta->lora from the segments and samples. Host. */
+void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, struct cuda_block *b,
+                    struct cuda_meta *meta);
+/* v = scale · x Aᵀ of the group's projections, x [rows][in of the group]. */
+void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x);
+/* y [rows][y_row] += v Bᵀ + scale · bias; projection p's columns begin where the group's buffer has
+ * them: qkv, x, gate_up, x. */
+void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y);
+void cuda_lora_embed(struct kern_device *d); /* x += scale · B A[:, token] */
+void cuda_lora_head(struct kern_device *d);  /* logits += …, of head_in */
+
+/* ---- load.cu ------------------------------------------------------------------------------ */
+
+/* Copies image [layers][page_count][page_elems], pinned, into the pages; `pages` is device memory.
+ */
+void cuda_load_pages(struct kern_device *d, const void *image, const uint32_t *pages,
+                     uint32_t page_count);
+
+/* ---- sample.cu ---------------------------------------------------------------------------- */
+
+uint64_t cuda_sample_scratch_bytes(const struct kern_device *d);
+/* logits → slots' last and done, results. The logits of penalised rows are changed after their
+ * log-probabilities were taken. */
+void cuda_sample_rows(struct kern_device *d);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
