@@ -3,13 +3,15 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo test sim fuzz lint fmt docs clean
+.PHONY: help setup build demo test test-gpu cuda cuda-all sim fuzz lint fmt docs clean
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
 	@echo "make build   lorryd and lorry, optimised, in build/release"
 	@echo "make demo    a Kafka, a Redis, a worker, 200 jobs over a base and four adapters"
 	@echo "make test    every test: unit (also under sanitizers), corpus, simulation, integration"
+	@echo "make test-gpu   the tests that need an NVIDIA GPU"
+	@echo "make cuda-all   compiles the CUDA kernels for every GPU they know; needs none"
 	@echo "make sim SEED=n   replay one simulation"
 	@echo "make lint    format, layers, clang-tidy, scripts;  make fmt formats"
 	@echo "make docs    generated pages;  make fuzz  the fuzzers, for FUZZ_SECONDS each"
@@ -20,14 +22,27 @@ setup:
 build/%/build.ninja: CMakePresets.json
 	@cmake --preset $* >/dev/null
 
-build: setup build/release/build.ninja
+# Configured each time, for a CUDA toolkit may have come.
+build: setup
+	@cmake --preset release >/dev/null
 	@cmake --build build/release -j $(JOBS) --target lorryd lorry
 
 demo: build
 	@exec $(PYTHON) tools/demo/demo.py
 
-test: setup
+test: setup cuda
 	@tools/test
+
+# No setup: it must run on a machine that has a GPU and a CUDA toolkit, and no network.
+test-gpu:
+	@tools/test gpu
+
+cuda:
+	@tools/setup --quiet cuda
+
+cuda-all: cuda
+	@cmake --preset cuda-all >/dev/null
+	@cmake --build build/cuda-all -j $(JOBS) --target lorry_kernels
 
 sim: build/dev/build.ninja
 	@cmake --build build/dev -j $(JOBS) --target sim_scheduler
@@ -37,7 +52,7 @@ fuzz: setup
 	@tools/fuzz $(or $(FUZZ_SECONDS),60)
 
 lint:
-	@tools/setup --quiet packages
+	@tools/setup --quiet packages cuda
 	@tools/lint
 
 fmt:

@@ -10,9 +10,13 @@ add_library(lorry_flags INTERFACE)
 target_compile_definitions(lorry_flags INTERFACE _GNU_SOURCE
   LORRY_VERSION="${PROJECT_VERSION}" $<$<BOOL:${LORRY_DCHECK}>:LORRY_DCHECK>)
 target_include_directories(lorry_flags INTERFACE ${CMAKE_SOURCE_DIR})
+set(c_flags -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes
+  -Wcast-qual -Wvla -Wswitch-enum -Wformat=2 -Werror -fno-omit-frame-pointer)
+# A launch without a stream or a kernel without bounds does not compile.
+set(cuda_flags -lineinfo --Werror=all-warnings,default-stream-launch,missing-launch-bounds
+  -Xcompiler=-Wall,-Wextra,-fno-omit-frame-pointer)
 target_compile_options(lorry_flags INTERFACE
-  -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Wcast-qual -Wvla
-  -Wswitch-enum -Wformat=2 -Werror -fno-omit-frame-pointer)
+  "$<$<COMPILE_LANGUAGE:C>:${c_flags}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags}>")
 target_link_libraries(lorry_flags INTERFACE Threads::Threads m)
 if(LORRY_SANITIZE)
   target_compile_options(lorry_flags INTERFACE -fsanitize=${LORRY_SANITIZE}
