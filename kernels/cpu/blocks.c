@@ -202,7 +202,7 @@ void cpu_head(struct kern_device *d) {
                d->normed + (uint64_t)d->samples[i].token * d->hidden_row,
                d->hidden_row * sizeof(float));
     }
-    const struct cpu_projection p = {.w = d->lm_head.given ? &d->lm_head : &d->embed,
+    const struct cpu_projection p = {.w = d->lm_head.panels != NULL ? &d->lm_head : &d->embed,
                                      .x = d->head_in,
                                      .x_row = d->hidden_row,
                                      .y = d->logits,

@@ -77,13 +77,11 @@ static inline uint32_t cpu_rows(uint32_t count) {
 struct cpu_matrix {
     float *panels;
     uint32_t out, in;
-    bool given;
 };
 
 struct cpu_vector { /* padded with zeros to a multiple of 64 */
     float *elements;
     uint32_t count;
-    bool given;
 };
 
 struct cpu_layer {
@@ -168,9 +166,10 @@ struct kern_device {
 
     struct cpu_memory weight_memory, head_memory, state_memory, pool_memory;
 
-    struct cpu_matrix embed, lm_head; /* lm_head not given: tied */
+    struct cpu_matrix embed, lm_head; /* lm_head without panels: tied */
     struct cpu_vector final_norm;
     struct cpu_layer *layers;
+    uint8_t *given; /* kern_tensor_slot() */
 
     float *planes; /* [layers][page_count][page_elems] */
     uint32_t page_count;
@@ -211,8 +210,6 @@ struct kern_device {
 NODISCARD enum err cpu_weights_reserve(struct kern_device *d, struct err_text *why);
 void cpu_weights_release(struct kern_device *d);
 enum err cpu_weight(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
-/* ERR_BAD_MODEL, naming the first tensor that was not given. */
-NODISCARD enum err cpu_weights_ready(const struct kern_device *d, struct err_text *why);
 /* Row `row` of W, written to `to` [in]. */
 void cpu_matrix_row(const struct cpu_matrix *m, uint32_t row, float *to);
 

@@ -7,11 +7,8 @@
 
 #include <cblas.h>
 
+#include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
-
-/* Bounds that keep every product of sizes below within 64 bits; far above any model. */
-enum { LAYERS_MAX = 1 << 12, COLUMNS_MAX = 1 << 20, VOCAB_MAX = 1 << 24 };
-enum { TABLE_MAX = 1 << 20, PAGE_TOKENS_MAX = 1 << 12 };
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -39,54 +36,6 @@ void cpu_memory_release(struct cpu_memory *m) {
 }
 
 /* ---- open and close ----------------------------------------------------------------------- */
-
-static enum err shape_check(const struct kern_shape *s, struct err_text *why) {
-    if (s->layers == 0 || s->layers > LAYERS_MAX || s->hidden == 0 || s->hidden > COLUMNS_MAX ||
-        s->intermediate == 0 || s->intermediate > COLUMNS_MAX || s->vocab == 0 ||
-        s->vocab > VOCAB_MAX || s->positions == 0) {
-        return err_set(
-            why, ERR_BAD_MODEL,
-            "layers %u, hidden %u, intermediate %u, vocab %u, positions %u: zero or larger "
-            "than the CPU device takes",
-            s->layers, s->hidden, s->intermediate, s->vocab, s->positions);
-    }
-    if (s->head_dim == 0 || s->head_dim % CPU_HEAD_MULTIPLE != 0 ||
-        s->head_dim > KERN_HEAD_DIM_MAX) {
-        return err_set_field(why, ERR_BAD_MODEL, "head_dim",
-                             "head_dim %u is not a multiple of %d up to %d", s->head_dim,
-                             CPU_HEAD_MULTIPLE, KERN_HEAD_DIM_MAX);
-    }
-    if (s->kv_heads == 0 || s->heads == 0 || s->heads % s->kv_heads != 0 ||
-        s->heads > COLUMNS_MAX / s->head_dim) {
-        return err_set_field(why, ERR_BAD_MODEL, "num_attention_heads",
-                             "%u query heads cannot share %u key-value heads", s->heads,
-                             s->kv_heads);
-    }
-    return ERR_OK;
-}
-
-static enum err limits_check(const struct kern_shape *s, const struct kern_limits *l,
-                             struct err_text *why) {
-    CHECK(l->slots > 0 && l->slots <= TABLE_MAX);
-    CHECK(l->adapters <= TABLE_MAX);
-    CHECK(l->step_tokens > 0 && l->step_tokens <= TABLE_MAX);
-    CHECK(l->step_samples > 0 && l->step_samples <= l->step_tokens);
-    CHECK(l->slot_pages > 0 && l->adapter_pages <= TABLE_MAX);
-    CHECK(l->threads <= THREADS_MAX);
-    uint32_t t = l->page_tokens;
-    if (t == 0 || (t & (t - 1)) != 0 || t > PAGE_TOKENS_MAX) {
-        return err_set_field(why, ERR_BAD_CONFIG, "page_tokens",
-                             "%u tokens a page is not a power of two up to %d", t, PAGE_TOKENS_MAX);
-    }
-    uint64_t elems = kern_page_elems(s, t);
-    if (elems < KERN_TILE_ELEMENTS || elems % KERN_TILE_COLUMNS != 0) {
-        return err_set_field(why, ERR_BAD_CONFIG, "page_tokens",
-                             "%u tokens give pages of %llu elements: at least %d and a multiple of "
-                             "%d are needed",
-                             t, (unsigned long long)elems, KERN_TILE_ELEMENTS, KERN_TILE_COLUMNS);
-    }
-    return ERR_OK;
-}
 
 /* Lays out the tables; with a base of NULL it only counts. */
 static void state_carve(struct kern_device *d, struct cpu_carver *c) {
@@ -201,10 +150,10 @@ static void sizes_set(struct kern_device *d) {
 
 static enum err device_open(struct kern_device **out, const struct kern_shape *shape,
                             const struct kern_limits *limits, struct err_text *why) {
-    CHECK(shape->rope_freq != NULL);
-    enum err e = shape_check(shape, why);
+    CHECK(limits->threads <= THREADS_MAX);
+    enum err e = kern_shape_check(shape, why);
     if (e == ERR_OK) {
-        e = limits_check(shape, limits, why);
+        e = kern_limits_check(shape, limits, why);
     }
     if (e != ERR_OK) {
         return e;
@@ -272,7 +221,7 @@ static uint64_t device_pool_room(struct kern_device *d) {
 static enum err device_pool(struct kern_device *d, uint32_t page_count, struct err_text *why) {
     CHECK(page_count > 0);
     CHECK(d->planes == NULL);
-    enum err e = cpu_weights_ready(d, why);
+    enum err e = kern_tensors_ready(&d->shape, d->given, why);
     if (e != ERR_OK) {
         return e;
     }

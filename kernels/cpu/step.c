@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
 
 /* ---- deltas ------------------------------------------------------------------------------- */
@@ -18,13 +19,7 @@ static void slot_see(const struct kern_device *d, struct cpu_slot *slot, uint32_
 }
 
 static void slot_open(struct kern_device *d, const struct kern_slot_set *set) {
-    CHECK(set->slot < d->limits.slots);
-    CHECK(set->stop_count <= KERN_STOP_TOKENS_MAX);
-    CHECK(isfinite(set->temperature) && set->temperature >= 0);
-    CHECK(isfinite(set->top_p) && isfinite(set->min_p));
-    CHECK(isfinite(set->repetition_penalty) && set->repetition_penalty >= 0);
-    CHECK(isfinite(set->presence_penalty) && isfinite(set->frequency_penalty));
-    CHECK(set->top_logprobs <= KERN_LOGPROBS_MAX);
+    kern_slot_check(&d->limits, set);
     struct cpu_slot *slot = &d->slots[set->slot];
     uint32_t *pages = slot->pages, *seen = slot->seen;
     for (uint32_t i = 0; i < d->limits.slot_pages; i++) {
@@ -51,40 +46,10 @@ static void slot_page_set(struct kern_device *d, const struct kern_slot_page *se
     slot->pages[set->index] = set->page;
 }
 
-/* The kernels read A, B and bias where these say: they must lie inside the `elems` of the list. */
-static void lora_check(const struct kern_device *d, const struct kern_lora *lora, uint32_t entry,
-                       uint64_t elems) {
-    if (lora->rank == 0) {
-        return;
-    }
-    uint32_t in = kern_lora_in(&d->shape, entry), out = kern_lora_out(&d->shape, entry);
-    CHECK(lora->rank <= KERN_RANK_MAX && lora->rank % KERN_RANK_MULTIPLE == 0);
-    CHECK(lora->a % KERN_TILE_COLUMNS == 0 && lora->b % KERN_TILE_COLUMNS == 0);
-    CHECK(lora->a <= elems && lora->b <= elems);
-    CHECK(kern_matrix_end(d->page_elems, lora->a, lora->rank, in) <= elems);
-    CHECK(kern_matrix_end(d->page_elems, lora->b, lora->rank, out) <= elems);
-    if (lora->bias != 0) {
-        CHECK(lora->bias % KERN_TILE_COLUMNS == 0 && lora->bias <= elems);
-        CHECK(kern_bias_end(lora->bias, out) <= elems);
-    }
-}
-
 static void adapter_set(struct kern_device *d, const struct kern_adapter_set *set) {
-    CHECK(set->adapter < d->limits.adapters);
-    CHECK(set->page_count >= 1 && set->page_count <= d->limits.adapter_pages);
-    CHECK(set->outer_pages <= set->page_count);
+    kern_adapter_check(&d->shape, &d->limits, d->page_count, set);
     struct cpu_adapter *adapter = &d->adapters[set->adapter];
-    uint32_t modules = d->shape.layers * KERN_MODULES, entries = kern_lora_count(d->shape.layers);
-    uint64_t elems = (set->page_count - set->outer_pages) * d->page_elems;
-    uint64_t outer_elems = set->outer_pages * d->page_elems * d->shape.layers;
-    for (uint32_t i = 0; i < entries; i++) {
-        lora_check(d, &set->lora[i], i, i < modules ? elems : outer_elems);
-    }
-    CHECK(set->lora[modules + KERN_OUTER_EMBED].bias == 0);
-    for (uint32_t i = 0; i < set->page_count; i++) {
-        CHECK(set->pages[i] < d->page_count);
-    }
-    memcpy(adapter->lora, set->lora, entries * sizeof set->lora[0]);
+    memcpy(adapter->lora, set->lora, kern_lora_count(d->shape.layers) * sizeof set->lora[0]);
     memcpy(adapter->pages, set->pages, set->page_count * sizeof set->pages[0]);
     adapter->page_count = set->page_count;
     adapter->outer_pages = set->outer_pages;

@@ -42,7 +42,7 @@ static void fixture_open(struct fixture *f, uint32_t shape) {
     *f = (struct fixture){.seed = shape};
     assert_int_equal(threads_open(&f->device.threads, 2), ERR_OK);
     openblas_set_num_threads(1); /* as device_open() does */
-    f->m = (struct cpu_matrix){.out = out, .in = in, .given = true};
+    f->m = (struct cpu_matrix){.out = out, .in = in};
     f->w = floats(f, (uint64_t)out * in);
     f->m.panels = calloc((size_t)out * in, sizeof(float));
     assert_non_null(f->m.panels);
