@@ -297,8 +297,9 @@ struct kern_ops {
     enum kern_dtype (*elem)(const struct kern_device *d);
     /* Copies and converts; the host memory may go afterwards. Wrong shape: ERR_BAD_MODEL. */
     enum err (*weight)(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
-    /* Fills all weights: norms 1, biases 0, matrices normal with deviation 0.02, the same on every
-     * device for a seed. For benchmarks. */
+    /* Fills all weights, a head of its own among them, the same on every device for a seed: norms
+     * 1, biases 0, matrices near normal with deviation 0.02 (kernels/random_weights.h). For
+     * benchmarks. */
     enum err (*weights_random)(struct kern_device *d, uint64_t seed, struct err_text *why);
 
     /* Step shapes that the device wants to see once, after the weights and before the pool, to make
@@ -353,6 +354,10 @@ struct kern_ops {
 };
 
 const struct kern_ops *kern_cpu(void);
+/* Where the build has LORRY_CUDA. _present: a GPU that this build's kernels run on answers; false:
+ * why names what is missing. */
+const struct kern_ops *kern_cuda(void);
+bool kern_cuda_present(struct err_text *why);
 /* "cpu", "cuda", or "auto": CUDA where this build has it and a GPU answers, else the CPU. NULL with
  * `why`: this build or this machine has no such device. */
 const struct kern_ops *kern_find(const char *kind, struct err_text *why);

@@ -76,6 +76,7 @@ static enum err open_all(struct model *m, const char *dir, int fd, struct err_te
         e = model_checkpoint_open(&m->checkpoint, fd, &m->facts, why);
     }
     if (e == ERR_OK) {
+        m->facts.shape.dtype = model_checkpoint_dtype(&m->checkpoint);
         EVP_MD_CTX *sha = model_sha_begin();
         if (sha == NULL) {
             e = err_set(why, ERR_NO_MEMORY, "no memory for SHA-256");

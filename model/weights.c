@@ -377,6 +377,19 @@ out:
     return e;
 }
 
+enum kern_dtype model_checkpoint_dtype(const struct model_checkpoint *c) {
+    uint32_t counts[KERN_BF16 + 1] = {0};
+    CHECK(c->weight_count > 0);
+    CHECK(c->weights[0].tensor == KERN_EMBED);
+    for (uint32_t i = 0; i < c->weight_count; i++) {
+        counts[c->weights[i].dtype] += c->weights[i].rows > 1; /* norms are often kept in f32 */
+    }
+    if (c->weights[0].dtype != KERN_F32 || counts[KERN_F16] + counts[KERN_BF16] == 0) {
+        return c->weights[0].dtype;
+    }
+    return counts[KERN_F16] > counts[KERN_BF16] ? KERN_F16 : KERN_BF16;
+}
+
 void model_checkpoint_close(struct model_checkpoint *c) {
     for (uint32_t i = 0; i < c->shard_count; i++) {
         model_st_deinit(&c->shards[i].st);

@@ -31,6 +31,9 @@ struct model_checkpoint {
  * Errors  ERR_BAD_MODEL, naming file and tensor; ERR_NO_MEMORY. */
 NODISCARD enum err model_checkpoint_open(struct model_checkpoint *out, int dir,
                                          const struct model_facts *facts, struct err_text *why);
+/* What the weights are stored in: the embedding's type; where that is f32 and matrices are not, the
+ * 16-bit type that most of them have. */
+enum kern_dtype model_checkpoint_dtype(const struct model_checkpoint *c);
 void model_checkpoint_close(struct model_checkpoint *c);
 
 /* Adds what tells this checkpoint from another of the same shape, without reading all of it: each

@@ -123,11 +123,10 @@ static void weights_progress(void *context, uint64_t done, uint64_t all) {
 
 static enum err open_device(struct worker *w, struct err_text *why) {
     const struct config *c = w->options.config;
-    if (strcmp(c->device_kind, "cuda") == 0) {
-        return err_set_field(why, ERR_BAD_CONFIG, "device.kind",
-                             "this build has no CUDA device; use cpu or auto");
+    w->ops = kern_find(c->device_kind, why);
+    if (w->ops == NULL) {
+        return ERR_BAD_CONFIG;
     }
-    w->ops = kern_cpu();
     const struct model_facts *facts = model_facts(w->model);
     enum err e = worker_plan(c, facts, &w->plan, why);
     if (e != ERR_OK) {
@@ -137,6 +136,9 @@ static enum err open_device(struct worker *w, struct err_text *why) {
     e = w->ops->open(&w->device, &facts->shape, &w->limits, why);
     if (e == ERR_OK) {
         e = model_weights(w->model, w->ops, w->device, weights_progress, w, why);
+    }
+    if (e == ERR_OK) {
+        e = model_warm(facts, w->ops, w->device);
     }
     return e == ERR_OK ? w->ops->pool(w->device, w->plan.page_count, why) : e;
 }

@@ -2,6 +2,7 @@
  *
  *   device.c     open, pool, load, the table of operations
  *   weights.c    tensors of a checkpoint → f32 panels
+ *   bench.c      weights from a seed, peaks
  *   step.c       a step's deltas, checks, tickets
  *   blocks.c     the blocks of the layer loop but attention
  *   linear.c     y = x Wᵀ, and the projections of a layer with their LoRA
@@ -129,6 +130,7 @@ struct cpu_row_sample { /* a row that gets logits */
 struct cpu_result { /* of an ended step, until it is read */
     uint32_t count;
     struct kern_sample *samples; /* [step_samples] */
+    struct kern_span span;
 };
 
 /* One projection of a layer: y = x Wᵀ (+ LoRA). */
@@ -202,6 +204,7 @@ struct kern_device {
 
     uint64_t ended, read; /* tickets */
     struct cpu_result results[CPU_UNREAD_MAX];
+    int64_t begun_us, ended_us; /* of the steps begun and ended last; 0 = none */
 };
 
 /* ---- weights.c ---------------------------------------------------------------------------- */
@@ -210,8 +213,15 @@ struct kern_device {
 NODISCARD enum err cpu_weights_reserve(struct kern_device *d, struct err_text *why);
 void cpu_weights_release(struct kern_device *d);
 enum err cpu_weight(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
+/* Takes the memory of a head of its own; once is enough. */
+NODISCARD enum err cpu_head_reserve(struct kern_device *d, struct err_text *why);
 /* Row `row` of W, written to `to` [in]. */
 void cpu_matrix_row(const struct cpu_matrix *m, uint32_t row, float *to);
+
+/* ---- bench.c ------------------------------------------------------------------------------ */
+
+enum err cpu_weights_random(struct kern_device *d, uint64_t seed, struct err_text *why);
+enum err cpu_peaks(struct kern_device *d, struct kern_peaks *peaks);
 
 /* ---- step.c ------------------------------------------------------------------------------- */
 
@@ -219,6 +229,7 @@ enum err cpu_step_begin(struct kern_device *d, const struct kern_step *step);
 enum err cpu_step_end(struct kern_device *d, uint64_t *ticket);
 enum err cpu_step_read(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
                        uint32_t count);
+void cpu_span(const struct kern_device *d, struct kern_span *span);
 
 /* ---- linear.c ----------------------------------------------------------------------------- */
 

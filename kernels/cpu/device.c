@@ -289,6 +289,7 @@ const struct kern_ops *kern_cpu(void) {
         .bucket_begin = device_bucket,
         .bucket_end = device_bucket_end,
         .weight = cpu_weight,
+        .weights_random = cpu_weights_random,
         .pool_room = device_pool_room,
         .pool = device_pool,
         .pin = device_pin,
@@ -306,6 +307,8 @@ const struct kern_ops *kern_cpu(void) {
         .sample = cpu_sample,
         .step_end = cpu_step_end,
         .step_read = cpu_step_read,
+        .span = cpu_span,
+        .peaks = cpu_peaks,
         .logits = device_logits,
     };
     return &ops;

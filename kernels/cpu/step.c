@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
 
@@ -134,6 +135,7 @@ enum err cpu_step_begin(struct kern_device *d, const struct kern_step *step) {
     CHECK(d->planes != NULL); /* so the weights are complete too */
     CHECK(d->ended - d->read < CPU_UNREAD_MAX);
     CHECK(step->token_count <= d->limits.step_tokens);
+    d->begun_us = clock_mono_us();
     for (uint32_t i = 0; i < step->slot_set_count; i++) {
         slot_open(d, &step->slot_sets[i]);
     }
@@ -167,7 +169,14 @@ enum err cpu_step_end(struct kern_device *d, uint64_t *ticket) {
     CHECK(d->phase == CPU_IN_STEP);
     d->phase = CPU_IDLE;
     *ticket = ++d->ended;
-    CHECK(d->results[*ticket % CPU_UNREAD_MAX].count == d->sample_count);
+    struct cpu_result *result = &d->results[*ticket % CPU_UNREAD_MAX];
+    CHECK(result->count == d->sample_count);
+    int64_t now_us = clock_mono_us();
+    result->span = (struct kern_span){
+        .busy_us = (float)(now_us - d->begun_us),
+        .idle_us = d->ended_us == 0 ? 0 : (float)(d->begun_us - d->ended_us),
+    };
+    d->ended_us = now_us;
     return ERR_OK;
 }
 
@@ -181,4 +190,9 @@ enum err cpu_step_read(struct kern_device *d, uint64_t ticket, struct kern_sampl
     }
     d->read = ticket;
     return ERR_OK;
+}
+
+void cpu_span(const struct kern_device *d, struct kern_span *span) {
+    CHECK(d->read > 0);
+    *span = d->results[d->read % CPU_UNREAD_MAX].span;
 }

@@ -118,7 +118,7 @@ static void vector_set(struct cpu_vector *v, const struct kern_weight *w) {
     }
 }
 
-static enum err head_reserve(struct kern_device *d, struct err_text *why) {
+enum err cpu_head_reserve(struct kern_device *d, struct err_text *why) {
     const struct kern_shape *s = &d->shape;
     if (d->head_memory.base != NULL) {
         return ERR_OK;
@@ -159,7 +159,7 @@ enum err cpu_weight(struct kern_device *d, const struct kern_weight *w, struct e
     CHECK(d->phase == CPU_IDLE);
     enum err e = kern_tensor_check(&d->shape, w, why);
     if (e == ERR_OK && w->tensor == KERN_LM_HEAD) {
-        e = head_reserve(d, why);
+        e = cpu_head_reserve(d, why);
     }
     if (e != ERR_OK) {
         return e;

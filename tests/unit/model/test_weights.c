@@ -73,6 +73,7 @@ static void test_hands_over_every_weight_once(void **state) {
     struct kern_device d = {0};
     assert_int_equal(model_weights(m, &COUNTING, &d, progress_note, &d, NULL), ERR_OK);
     uint32_t layers = f->shape.layers;
+    assert_int_equal(f->shape.dtype, KERN_BF16);
     assert_int_equal(d.count[KERN_EMBED], 1);
     assert_int_equal(d.count[KERN_LM_HEAD], 1);
     assert_int_equal(d.count[KERN_FINAL_NORM], 1);

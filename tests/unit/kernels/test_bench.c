@@ -1,0 +1,145 @@
+/* What benchmarks ask of a device: weights from a seed, spans, peaks; and which device it is. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "kernels/checks.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/random_weights.h"
+
+/* Odd sizes: rows that begin in the middle of a Philox's four. */
+static const struct kern_shape tiny = {.layers = 2,
+                                       .hidden = 33,
+                                       .heads = 2,
+                                       .kv_heads = 2,
+                                       .head_dim = 32,
+                                       .intermediate = 45,
+                                       .vocab = 50,
+                                       .positions = 256,
+                                       .norm_eps = 1e-5f,
+                                       .rope_scale = 1};
+
+static struct kern_device *tiny_open(void) {
+    static const float freq[16] = {1};
+    const struct kern_limits limits = {.slots = 2,
+                                       .adapters = 1,
+                                       .step_tokens = 8,
+                                       .step_samples = 2,
+                                       .slot_pages = 4,
+                                       .adapter_pages = 4,
+                                       .page_tokens = 16,
+                                       .threads = 2};
+    struct kern_shape shape = tiny;
+    struct kern_device *d = NULL;
+    struct err_text why = {0};
+    shape.qkv_bias = true;
+    shape.rope_freq = freq;
+    assert_int_equal(kern_cpu()->open(&d, &shape, &limits, &why), ERR_OK);
+    return d;
+}
+
+static float expected(uint64_t seed, uint32_t tensor, uint64_t element) {
+    float values[RANDOM_WEIGHTS_LANES];
+    random_weights(seed, tensor, element / RANDOM_WEIGHTS_LANES, values);
+    return values[element % RANDOM_WEIGHTS_LANES];
+}
+
+static void test_values(void **state) {
+    (void)state;
+    double sum = 0, squares = 0, fourth = 0;
+    const uint32_t groups = 250000;
+    for (uint32_t g = 0; g < groups; g++) {
+        float values[RANDOM_WEIGHTS_LANES];
+        random_weights(7, 3, g, values);
+        for (int i = 0; i < RANDOM_WEIGHTS_LANES; i++) {
+            double v = values[i];
+            double steps = v * 2048; /* a whole number of eight bits: exact in bf16 and f16 */
+            assert_true(steps == floor(steps) && fabs(steps) <= 158);
+            sum += v;
+            squares += v * v;
+            fourth += v * v * v * v;
+        }
+    }
+    double count = (double)groups * RANDOM_WEIGHTS_LANES;
+    assert_true(fabs(sum / count) < 1e-4);
+    assert_true(fabs(sqrt(squares / count) - 0.02) < 3e-4);
+    double kurtosis = fourth / count / (squares / count * squares / count);
+    assert_true(kurtosis > 2.7 && kurtosis < 2.8); /* five uniforms: 3 − 6/25; a normal's is 3 */
+    assert_true(random_weight_of(0) == -158 / 2048.0f);
+    assert_true(random_weight_of(UINT32_MAX) == 158 / 2048.0f);
+    assert_true(expected(7, 3, 5) == expected(7, 3, 5));
+    int same = 0;
+    for (uint64_t i = 0; i < 1000; i++) {
+        same += expected(7, 3, i) == expected(8, 3, i);
+        same += expected(7, 3, i) == expected(7, 4, i);
+        same += expected(7, 3, i) == expected(7, 3, i + (1ULL << 34));
+    }
+    assert_true(same < 90); /* by chance some 7 in 1,000 */
+}
+
+static void test_device_has_them(void **state) {
+    (void)state;
+    struct kern_device *d = tiny_open();
+    struct err_text why = {0};
+    assert_int_equal(kern_cpu()->weights_random(d, 99, &why), ERR_OK);
+    const struct {
+        const struct cpu_matrix *m;
+        uint32_t slot;
+    } table[] = {
+        {&d->embed, kern_tensor_slot(&tiny, KERN_EMBED, 0, KERN_Q)},
+        {&d->lm_head, kern_tensor_slot(&tiny, KERN_LM_HEAD, 0, KERN_Q)},
+        {&d->layers[1].module[KERN_K], kern_tensor_slot(&tiny, KERN_WEIGHT, 1, KERN_K)},
+        {&d->layers[0].module[KERN_DOWN], kern_tensor_slot(&tiny, KERN_WEIGHT, 0, KERN_DOWN)},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        float row[64];
+        for (uint32_t r = 0; r < table[i].m->out; r++) {
+            cpu_matrix_row(table[i].m, r, row);
+            for (uint32_t k = 0; k < table[i].m->in; k++) {
+                float value = expected(99, table[i].slot, (uint64_t)r * table[i].m->in + k);
+                assert_true(row[k] == value);
+            }
+        }
+    }
+    assert_true(d->final_norm.elements[32] == 1 && d->layers[1].post_norm.elements[0] == 1);
+    assert_true(d->layers[1].bias[KERN_V].elements[3] == 0);
+    assert_int_equal(kern_cpu()->pool(d, 4, &why), ERR_OK); /* nothing is missing */
+    kern_cpu()->close(d);
+}
+
+static void test_peaks(void **state) {
+    (void)state;
+    struct kern_device *d = tiny_open();
+    struct kern_peaks peaks = {0};
+    assert_int_equal(kern_cpu()->peaks(d, &peaks), ERR_OK);
+    assert_true(peaks.copy_bytes_s > 1e7 && peaks.copy_bytes_s < 1e13);
+    assert_true(peaks.gemm_flop_s > 1e7 && peaks.gemm_flop_s < 1e15);
+    assert_true(peaks.pinned_bytes_s == 0);
+    kern_cpu()->close(d);
+}
+
+static void test_find(void **state) {
+    (void)state;
+    struct err_text why = {0};
+    assert_ptr_equal(kern_find("cpu", &why), kern_cpu());
+    const struct kern_ops *cuda = kern_find("cuda", &why);
+    if (cuda == NULL) {
+        assert_string_equal(why.field, "device.kind");
+        assert_true(why.message[0] != '\0');
+    }
+    assert_ptr_equal(kern_find("auto", &why), cuda != NULL ? cuda : kern_cpu());
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_values),
+        cmocka_unit_test(test_device_has_them),
+        cmocka_unit_test(test_peaks),
+        cmocka_unit_test(test_find),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
