@@ -1,6 +1,7 @@
 #include "tests/unit/kernels/rig.h"
 
 #include <math.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,10 +10,10 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/kernels/half.h"
 #include "tests/unit/seed.h"
 
-/* Of the greatest entry of a row: f32 through a few layers of these sizes stays well below. */
-static const double tolerance = 2e-5;
+enum { HOST_PAGE = 4096 }; /* of memory that is pinned */
 
 /* ---- making things up --------------------------------------------------------------------- */
 
@@ -30,19 +31,37 @@ static float uniform(struct rig *r, float around, float width) {
 static float *random_floats(struct rig *r, uint64_t count, float around, float width) {
     float *f = zeroed(count, sizeof *f);
     for (uint64_t i = 0; i < count; i++) {
-        f[i] = uniform(r, around, width);
+        f[i] = half_round(uniform(r, around, width), r->shape.dtype);
     }
     return f;
 }
 
+/* Fails with the reason that the device gave. */
+static void demand(enum err e, const struct err_text *why) {
+    if (e != ERR_OK) {
+        fail_msg("%s: %s", err_name(e), why->message);
+    }
+}
+
+/* A tensor in the shape's type; one of 16 bits at an odd address, as files have them. */
 static void give(struct rig *r, struct kern_weight w, const float *data, uint64_t rows,
                  uint64_t columns) {
-    w.dtype = KERN_F32;
+    w.dtype = r->shape.dtype;
     w.data = data;
     w.rows = rows;
     w.columns = columns;
+    unsigned char *halves = NULL;
+    if (w.dtype != KERN_F32) {
+        halves = zeroed(rows * columns + 1, 2);
+        for (uint64_t i = 0; i < rows * columns; i++) {
+            uint16_t half = half_of(data[i], w.dtype);
+            memcpy(halves + 1 + 2 * i, &half, sizeof half);
+        }
+        w.data = halves + 1;
+    }
     struct err_text why = {0};
-    assert_int_equal(r->ops->weight(r->device, &w, &why), ERR_OK);
+    demand(r->ops->weight(r->device, &w, &why), &why);
+    free(halves);
 }
 
 static void layer_give(struct rig *r, uint32_t layer) {
@@ -75,16 +94,25 @@ static void layer_give(struct rig *r, uint32_t layer) {
     }
 }
 
-static void weights_give(struct rig *r, bool tied) {
+/* Rows that repeat after `period`, for ties. */
+static void rows_repeat(float *rows, uint32_t count, uint32_t columns, uint32_t period) {
+    for (uint32_t i = period; period != 0 && i < count; i++) {
+        memcpy(rows + (uint64_t)i * columns, rows + (uint64_t)(i - period) * columns,
+               columns * sizeof *rows);
+    }
+}
+
+static void weights_give(struct rig *r, const struct rig_options *o) {
     const struct kern_shape *s = &r->shape;
     uint64_t table = (uint64_t)s->vocab * s->hidden;
     struct twin_weights *w = &r->weights;
     w->embed = random_floats(r, table, 0, 1);
-    w->lm_head = tied ? w->embed : random_floats(r, table, 0, 1);
+    w->lm_head = o->tied ? w->embed : random_floats(r, table, 0, 1);
+    rows_repeat(w->lm_head, s->vocab, s->hidden, o->head_period);
     w->final_norm = random_floats(r, s->hidden, 1, 0.3f);
     w->layers = zeroed(s->layers, sizeof w->layers[0]);
     give(r, (struct kern_weight){.tensor = KERN_EMBED}, w->embed, s->vocab, s->hidden);
-    if (!tied) {
+    if (!o->tied) {
         give(r, (struct kern_weight){.tensor = KERN_LM_HEAD}, w->lm_head, s->vocab, s->hidden);
     }
     give(r, (struct kern_weight){.tensor = KERN_FINAL_NORM}, w->final_norm, 1, s->hidden);
@@ -93,34 +121,66 @@ static void weights_give(struct rig *r, bool tied) {
     }
 }
 
-void rig_open(struct rig *r, const struct kern_shape *shape, uint32_t page_tokens, uint32_t threads,
-              bool tied) {
+/* Shows the device its step shapes, as model_warm() does. */
+static void warm(struct rig *r) {
+    for (uint32_t i = 0; i < r->ops->bucket_count(r->device); i++) {
+        assert_int_equal(r->ops->bucket_begin(r->device, i), ERR_OK);
+        rig_blocks(r, NULL);
+        assert_int_equal(r->ops->bucket_end(r->device), ERR_OK);
+    }
+}
+
+static uint32_t usual(uint32_t value, uint32_t otherwise) {
+    return value != 0 ? value : otherwise;
+}
+
+static void limits_set(struct rig *r, const struct rig_options *o) {
+    uint32_t sequences = usual(o->sequences, RIG_SEQUENCES), pages = usual(o->pages, RIG_PAGES);
+    r->sequence_tokens = usual(o->sequence_tokens, RIG_TOKENS);
+    assert_true(sequences <= RIG_SEQUENCES_MAX && pages <= RIG_PAGES);
+    assert_true(r->sequence_tokens <= RIG_TOKENS_MAX && o->step_tokens <= RIG_TOKENS_MAX);
+    assert_true(o->page_tokens >= 8);
+    r->limits = (struct kern_limits){.slots = sequences,
+                                     .adapters = RIG_ADAPTERS,
+                                     .step_tokens = usual(o->step_tokens, RIG_TOKENS),
+                                     .step_samples = sequences,
+                                     .slot_pages = r->sequence_tokens / o->page_tokens,
+                                     .adapter_pages = pages,
+                                     .page_tokens = o->page_tokens,
+                                     .threads = o->threads};
+}
+
+void rig_open_with(struct rig *r, const struct kern_shape *shape, const struct rig_options *o) {
     memset(r, 0, sizeof *r);
     r->seed = seed_take(42);
-    r->ops = kern_cpu();
+    r->ops = o->ops == NULL ? kern_cpu() : o->ops;
     r->shape = *shape;
     for (uint32_t i = 0; i < shape->head_dim / 2; i++) {
         r->rope_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)shape->head_dim);
     }
     r->shape.rope_freq = r->rope_freq;
-    r->limits = (struct kern_limits){.slots = RIG_SEQUENCES,
-                                     .adapters = RIG_ADAPTERS,
-                                     .step_tokens = RIG_TOKENS,
-                                     .step_samples = RIG_SEQUENCES,
-                                     .slot_pages = RIG_TOKENS / page_tokens,
-                                     .adapter_pages = RIG_PAGES,
-                                     .page_tokens = page_tokens,
-                                     .threads = threads};
+    limits_set(r, o);
     struct err_text why = {0};
-    assert_int_equal(r->ops->open(&r->device, &r->shape, &r->limits, &why), ERR_OK);
-    weights_give(r, tied);
-    assert_int_equal(r->ops->pool(r->device, RIG_PAGES, &why), ERR_OK);
-    for (uint32_t i = 0; i < RIG_PAGES; i++) { /* shuffled: no list is ascending */
+    demand(r->ops->open(&r->device, &r->shape, &r->limits, &why), &why);
+    weights_give(r, o);
+    if (o->warm) {
+        warm(r);
+    }
+    uint32_t pages = r->limits.adapter_pages;
+    demand(r->ops->pool(r->device, pages, &why), &why);
+    for (uint32_t i = 0; i < pages; i++) { /* shuffled: no list is ascending */
         uint32_t at = seed_below(&r->seed, i + 1);
         r->free_pages[i] = r->free_pages[at];
         r->free_pages[at] = i;
     }
-    r->free_count = RIG_PAGES;
+    r->free_count = pages;
+}
+
+void rig_open(struct rig *r, const struct kern_shape *shape, uint32_t page_tokens, uint32_t threads,
+              bool tied) {
+    rig_open_with(
+        r, shape,
+        &(struct rig_options){.page_tokens = page_tokens, .threads = threads, .tied = tied});
 }
 
 static void adapter_free(struct rig *r, uint32_t adapter) {
@@ -138,10 +198,15 @@ static void adapter_free(struct rig *r, uint32_t adapter) {
         r->free_pages[r->free_count++] = r->adapter_pages[adapter][i];
     }
     r->adapter_page_count[adapter] = 0;
+    if (r->images[adapter] != NULL) {
+        r->ops->unpin(r->images[adapter], r->image_bytes[adapter]);
+        free(r->images[adapter]);
+        r->images[adapter] = NULL;
+    }
 }
 
 void rig_close(struct rig *r) {
-    for (uint32_t i = 0; i < RIG_SEQUENCES; i++) {
+    for (uint32_t i = 0; i < r->limits.slots; i++) {
         twin_sequence_free(&r->sequences[i].twin, &r->shape);
     }
     for (uint32_t i = 0; i < RIG_ADAPTERS; i++) {
@@ -171,7 +236,7 @@ void rig_close(struct rig *r) {
 
 /* ---- adapters ----------------------------------------------------------------------------- */
 
-static uint32_t page_take(struct rig *r) {
+uint32_t rig_page_take(struct rig *r) {
     assert_true(r->free_count > 0);
     return r->free_pages[--r->free_count];
 }
@@ -241,11 +306,46 @@ static void lora_store(const struct rig *r, uint32_t adapter, uint32_t entry, fl
     }
 }
 
-static void list_load(struct rig *r, const float *image, const uint32_t *pages, uint32_t count) {
-    uint64_t event = 0;
-    if (count != 0) {
-        assert_int_equal(r->ops->load(r->device, image, pages, count, &event), ERR_OK);
-        assert_true(r->ops->event_done(r->device, event));
+/* The image in the device's elements, in pinned memory that stays until the adapter goes. */
+static void image_keep(struct rig *r, uint32_t adapter, const float *image, uint64_t elements) {
+    enum kern_dtype elem = r->ops->elem(r->device);
+    uint64_t bytes = elements * kern_dtype_bytes(elem);
+    bytes = (bytes + HOST_PAGE - 1) / HOST_PAGE * HOST_PAGE;
+    unsigned char *kept = aligned_alloc(HOST_PAGE, bytes);
+    assert_non_null(kept);
+    assert_int_equal(r->ops->pin(kept, bytes), ERR_OK);
+    for (uint64_t i = 0; i < elements; i++) {
+        if (elem == KERN_F32) {
+            memcpy(kept + 4 * i, &image[i], 4);
+        } else {
+            uint16_t half = half_of(image[i], elem);
+            memcpy(kept + 2 * i, &half, sizeof half);
+        }
+    }
+    r->images[adapter] = kept;
+    r->image_bytes[adapter] = bytes;
+}
+
+uint64_t rig_adapter_load(struct rig *r, uint32_t adapter, const void *image,
+                          const uint32_t *pages) {
+    uint32_t outer = r->adapter_outer_pages[adapter];
+    uint32_t layer_pages = r->adapter_page_count[adapter] - outer;
+    const unsigned char *bytes = image;
+    uint64_t event = 0, elems = kern_page_elems(&r->shape, r->limits.page_tokens);
+    if (layer_pages != 0) {
+        assert_int_equal(r->ops->load(r->device, bytes, pages, layer_pages, &event), ERR_OK);
+    }
+    bytes += r->shape.layers * layer_pages * elems * kern_dtype_bytes(r->ops->elem(r->device));
+    if (outer != 0) {
+        assert_int_equal(r->ops->load(r->device, bytes, pages + layer_pages, outer, &event),
+                         ERR_OK);
+    }
+    return event;
+}
+
+void rig_event_wait(struct rig *r, uint64_t event) {
+    while (!r->ops->event_done(r->device, event)) {
+        (void)sched_yield();
     }
 }
 
@@ -264,22 +364,22 @@ void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODU
         layer_pages = 1;
     }
     uint64_t layers_elems = (uint64_t)s->layers * layer_pages * elems;
-    float *image = zeroed(layers_elems + (uint64_t)s->layers * outer * elems, sizeof *image);
+    uint64_t elements = layers_elems + (uint64_t)s->layers * outer * elems;
+    float *image = zeroed(elements, sizeof *image);
     for (uint32_t i = 0; i < entries; i++) {
         uint64_t begin =
             i < modules ? (uint64_t)(i / KERN_MODULES) * layer_pages * elems : layers_elems;
         lora_store(r, adapter, i, image + begin);
     }
-    uint32_t *pages = r->adapter_pages[adapter];
     for (uint32_t i = 0; i < layer_pages + outer; i++) {
-        pages[i] = page_take(r);
+        r->adapter_pages[adapter][i] = rig_page_take(r);
     }
     r->adapter_page_count[adapter] = layer_pages + outer;
     r->adapter_outer_pages[adapter] = outer;
     r->adapter_pending[adapter] = true;
-    list_load(r, image, pages, layer_pages);
-    list_load(r, image + layers_elems, pages + layer_pages, outer);
+    image_keep(r, adapter, image, elements);
     free(image);
+    rig_event_wait(r, rig_adapter_load(r, adapter, r->images[adapter], r->adapter_pages[adapter]));
 }
 
 /* ---- sequences ---------------------------------------------------------------------------- */
@@ -293,7 +393,7 @@ void rig_sequence(struct rig *r, uint32_t number, uint32_t adapter) {
     memset(s, 0, sizeof *s);
     s->adapter = adapter;
     s->params = (struct kern_slot_set){.slot = number, .top_p = 1};
-    for (uint32_t i = 0; i < RIG_TOKENS; i++) {
+    for (uint32_t i = 0; i < r->sequence_tokens; i++) {
         s->ids[i] = seed_below(&r->seed, r->shape.vocab);
     }
 }
@@ -301,207 +401,4 @@ void rig_sequence(struct rig *r, uint32_t number, uint32_t adapter) {
 void rig_rewind(struct rig *r, uint32_t number, uint32_t position) {
     assert_true(position <= r->sequences[number].position);
     r->sequences[number].position = position;
-}
-
-/* ---- a step ------------------------------------------------------------------------------- */
-
-struct batch {
-    struct kern_step step;
-    uint32_t tokens[RIG_TOKENS];
-    uint32_t sequence[RIG_TOKENS], position[RIG_TOKENS]; /* of each token */
-    struct kern_chunk chunks[RIG_SEQUENCES];
-    struct kern_segment segments[RIG_SEQUENCES];
-    struct kern_slot_set slot_sets[RIG_SEQUENCES];
-    struct kern_slot_page slot_pages[RIG_TOKENS * 2];
-    struct kern_adapter_set adapter_sets[RIG_ADAPTERS];
-};
-
-static void part_deltas(struct rig *r, struct batch *b, const struct rig_part *part) {
-    struct rig_sequence *s = &r->sequences[part->sequence];
-    if (!s->open) {
-        b->slot_sets[b->step.slot_set_count++] = s->params;
-        s->open = true;
-    }
-    uint32_t t = r->limits.page_tokens, pages = (s->position + part->count + t - 1) / t;
-    for (; s->pages_set < pages; s->pages_set++) {
-        s->pages[s->pages_set] = page_take(r);
-        b->slot_pages[b->step.slot_page_count++] = (struct kern_slot_page){
-            .slot = s->params.slot, .index = s->pages_set, .page = s->pages[s->pages_set]};
-    }
-}
-
-static void part_segment(const struct rig *r, struct batch *b, const struct rig_part *part) {
-    uint32_t adapter = r->sequences[part->sequence].adapter;
-    if (adapter == KERN_BASE) {
-        return;
-    }
-    struct kern_segment *last = &b->segments[b->step.segment_count];
-    if (b->step.segment_count > 0 && last[-1].adapter == adapter &&
-        last[-1].token_begin + last[-1].token_count == b->step.token_count) {
-        last[-1].token_count += part->count;
-        return;
-    }
-    *last = (struct kern_segment){
-        .adapter = adapter, .token_begin = b->step.token_count, .token_count = part->count};
-    b->step.segment_count++;
-}
-
-static void part_add(struct rig *r, struct batch *b, const struct rig_part *part) {
-    struct rig_sequence *s = &r->sequences[part->sequence];
-    assert_true(part->count >= 1 && s->position + part->count <= RIG_TOKENS);
-    assert_true(b->step.token_count + part->count <= RIG_TOKENS);
-    part_deltas(r, b, part);
-    part_segment(r, b, part);
-    b->chunks[b->step.chunk_count++] = (struct kern_chunk){.slot = s->params.slot,
-                                                           .token_begin = b->step.token_count,
-                                                           .token_count = part->count,
-                                                           .position = s->position,
-                                                           .sample = part->sample};
-    for (uint32_t i = 0; i < part->count; i++) {
-        bool last = r->token_last && part->count == 1 && s->position > 0;
-        b->tokens[b->step.token_count] = last ? KERN_TOKEN_LAST : s->ids[s->position];
-        b->sequence[b->step.token_count] = part->sequence;
-        b->position[b->step.token_count++] = s->position++;
-    }
-    const struct twin_adapter *adapter = s->adapter == KERN_BASE ? NULL : &r->adapters[s->adapter];
-    while (r->compare && s->twin.count < s->position) {
-        twin_token(&s->twin, &r->shape, &r->weights, adapter, s->ids[s->twin.count]);
-    }
-}
-
-static void row_compare(struct rig *r, const char *what, const float *row, const double *twin,
-                        uint32_t count) {
-    double size = 1e-30, worst = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        double difference = fabs((double)row[i] - twin[i]);
-        size = fabs(twin[i]) > size ? fabs(twin[i]) : size;
-        worst = difference <= worst ? worst : difference; /* NaN stays */
-    }
-    r->worst = worst / size > r->worst ? worst / size : r->worst;
-    if (!(worst <= tolerance * size)) {
-        fail_msg("%s differs by %g of %g", what, worst, size);
-    }
-}
-
-enum block { EMBED, QKV, ATTENTION, ATTN_OUT, GATE_UP, DOWN };
-
-static void token_compare(struct rig *r, enum block block, uint32_t layer, uint32_t token,
-                          const struct twin_rows *rows, const struct cpu_token *t) {
-    const struct kern_device *d = r->device;
-    const struct kern_shape *s = &r->shape;
-    const struct twin_layer_rows *l = &rows->layers[layer];
-    const float *x = d->x + (uint64_t)token * d->hidden_row;
-    const float *normed = d->normed + (uint64_t)token * d->hidden_row;
-    uint32_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim;
-    const float *page =
-        cpu_page(d, layer, d->slots[t->slot].pages[t->position / d->limits.page_tokens]);
-    const float *keys = page + (uint64_t)(t->position % d->limits.page_tokens) * kv;
-    switch (block) {
-    case EMBED:
-        row_compare(r, "embed", x, rows->x, s->hidden);
-        row_compare(r, "the first norm", normed, rows->normed, s->hidden);
-        break;
-    case QKV:
-        row_compare(r, "q", d->q + (uint64_t)token * d->q_row, l->q, q);
-        row_compare(r, "k in its page", keys, l->k, kv);
-        row_compare(r, "v in its page", keys + (uint64_t)d->limits.page_tokens * kv, l->v, kv);
-        break;
-    case ATTENTION:
-        row_compare(r, "attention", d->attended + (uint64_t)token * d->q_row, l->attended, q);
-        break;
-    case ATTN_OUT:
-        row_compare(r, "attn_out", x, l->x_middle, s->hidden);
-        row_compare(r, "the norm before the MLP", normed, l->normed_middle, s->hidden);
-        break;
-    case GATE_UP:
-        row_compare(r, "gate_up", d->gate + (uint64_t)token * d->middle_row, l->activation,
-                    s->intermediate);
-        break;
-    case DOWN:
-        row_compare(r, "down", x, l->x, s->hidden);
-        row_compare(r, "the next norm", normed, l->normed, s->hidden);
-        break;
-    }
-}
-
-static void block_compare(struct rig *r, const struct batch *b, enum block block, uint32_t layer) {
-    for (uint32_t i = 0; r->compare && i < b->step.token_count; i++) {
-        const struct twin_rows *rows = &r->sequences[b->sequence[i]].twin.rows[b->position[i]];
-        token_compare(r, block, layer, i, rows, &r->device->tokens[i]);
-    }
-}
-
-static void blocks_run(struct rig *r, const struct batch *b) {
-    const struct kern_ops *ops = r->ops;
-    ops->embed(r->device);
-    block_compare(r, b, EMBED, 0);
-    for (uint32_t layer = 0; layer < r->shape.layers; layer++) {
-        ops->qkv(r->device, layer);
-        block_compare(r, b, QKV, layer);
-        ops->attention(r->device, layer);
-        block_compare(r, b, ATTENTION, layer);
-        ops->attn_out(r->device, layer);
-        block_compare(r, b, ATTN_OUT, layer);
-        ops->gate_up(r->device, layer);
-        block_compare(r, b, GATE_UP, layer);
-        ops->down(r->device, layer);
-        block_compare(r, b, DOWN, layer);
-    }
-    ops->head(r->device);
-    ops->sample(r->device);
-}
-
-static void logits_compare(struct rig *r, const struct batch *b) {
-    float *logits = zeroed(r->shape.vocab, sizeof *logits);
-    uint32_t row = 0;
-    for (uint32_t i = 0; i < b->step.chunk_count; i++) {
-        const struct kern_chunk *c = &b->chunks[i];
-        if (c->sample) {
-            uint32_t last = c->token_begin + c->token_count - 1;
-            rig_logits(r, row++, logits);
-            row_compare(r, "logits", logits,
-                        r->sequences[b->sequence[last]].twin.rows[b->position[last]].logits,
-                        r->shape.vocab);
-        }
-    }
-    free(logits);
-}
-
-void rig_step(struct rig *r, const struct rig_part *parts, uint32_t count) {
-    struct batch *b = zeroed(1, sizeof *b);
-    b->step = (struct kern_step){.tokens = b->tokens,
-                                 .chunks = b->chunks,
-                                 .segments = b->segments,
-                                 .slot_sets = b->slot_sets,
-                                 .slot_pages = b->slot_pages,
-                                 .adapter_sets = b->adapter_sets};
-    for (uint32_t i = 0; i < RIG_ADAPTERS; i++) {
-        if (r->adapter_pending[i]) {
-            b->adapter_sets[b->step.adapter_set_count++] =
-                (struct kern_adapter_set){.adapter = i,
-                                          .lora = r->loras[i],
-                                          .pages = r->adapter_pages[i],
-                                          .page_count = r->adapter_page_count[i],
-                                          .outer_pages = r->adapter_outer_pages[i]};
-            r->adapter_pending[i] = false;
-        }
-    }
-    uint32_t samples = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        part_add(r, b, &parts[i]);
-        samples += parts[i].sample;
-    }
-    assert_int_equal(r->ops->step_begin(r->device, &b->step), ERR_OK);
-    blocks_run(r, b);
-    uint64_t ticket = 0;
-    assert_int_equal(r->ops->step_end(r->device, &ticket), ERR_OK);
-    if (r->compare) {
-        logits_compare(r, b);
-    }
-    assert_int_equal(r->ops->step_read(r->device, ticket, r->results, samples), ERR_OK);
-    free(b);
-}
-
-void rig_logits(struct rig *r, uint32_t row, float *logits) {
-    assert_int_equal(r->ops->logits(r->device, row, logits), ERR_OK);
 }
