@@ -72,7 +72,7 @@ static enum err ask_workers(struct top *t, struct err_text *why) {
     }
     for (uint32_t i = 0; i < count && e == ERR_OK; i++) {
         char values[TOP_FIELDS][TOP_FIELD_BYTES];
-        (void)snprintf(key, sizeof key, "lorry:worker:%s", ids[i]);
+        (void)snprintf(key, sizeof key, "lorry:worker:%.*s", REDIS_MEMBER_BYTES - 1, ids[i]);
         e = redis_get(t->redis, key, top_fields, TOP_FIELDS, values, why);
         if (e == ERR_OK && values[0][0] != '\0') {
             top_add_heartbeat(&t->state, ids[i], values);
