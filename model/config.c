@@ -147,10 +147,11 @@ static enum err read_architecture(const struct model_json *j, struct model_facts
             return ERR_OK;
         }
     }
+    char room[MODEL_JSON_TEXT_BYTES];
     return err_set_field(j->why, j->origin.bad, "architectures",
-                         "%s: architectures is %.64s; LlamaForCausalLM, MistralForCausalLM, "
+                         "%s: architectures is %s; LlamaForCausalLM, MistralForCausalLM, "
                          "Qwen2ForCausalLM and Qwen3ForCausalLM are supported",
-                         j->origin.file, name);
+                         j->origin.file, model_json_printable(name, room));
 }
 
 /* Counts the layers whose type in layer_types slides; leaves `*sliding` alone where it is absent.

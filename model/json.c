@@ -4,13 +4,28 @@
 
 #include "base/check.h"
 
+static const char *printable(const char *text, char *room, size_t room_bytes) {
+    size_t i = 0;
+    for (; text[i] != '\0' && i + 1 < room_bytes; i++) {
+        room[i] = (text[i] >= ' ' && text[i] <= '~') ? text[i] : '?';
+    }
+    room[i] = '\0';
+    return room;
+}
+
+const char *model_json_printable(const char *text, char room[MODEL_JSON_TEXT_BYTES]) {
+    return text[0] != '\0' ? printable(text, room, MODEL_JSON_TEXT_BYTES) : "\"\"";
+}
+
 enum err model_json_parse(json_t **out, const void *data, uint64_t bytes,
                           struct model_origin origin, struct err_text *why) {
     json_error_t error;
     json_t *root = json_loadb(data, bytes, JSON_REJECT_DUPLICATES, &error);
     if (root == NULL) {
+        char room[JSON_ERROR_TEXT_LENGTH]; /* it quotes what it stopped at */
         return err_set_field(why, origin.bad, origin.file, "%s: line %d, column %d: %s",
-                             origin.file, error.line, error.column, error.text);
+                             origin.file, error.line, error.column,
+                             printable(error.text, room, sizeof room));
     }
     if (!json_is_object(root)) {
         json_decref(root);

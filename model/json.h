@@ -29,6 +29,11 @@ struct model_json {
 NODISCARD enum err model_json_parse(json_t **out, const void *data, uint64_t bytes,
                                     struct model_origin origin, struct err_text *why);
 
+enum { MODEL_JSON_TEXT_BYTES = 64 };
+/* A text of the file as it may stand in a message: cut off, and without what a terminal could take
+ * for a command. Never empty. */
+const char *model_json_printable(const char *text, char room[MODEL_JSON_TEXT_BYTES]);
+
 bool model_json_has(const struct model_json *j, const char *key); /* there and not null */
 NODISCARD enum err model_json_need(const struct model_json *j, const char *key);
 

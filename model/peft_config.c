@@ -9,6 +9,8 @@
 #include "base/log.h"
 #include "model/json.h"
 
+#define ALPHA_MAX 1e9 /* either way: a scale is finite */
+
 /* ---- what may stand in the file ----------------------------------------------------------- */
 
 /* Read below, or without effect on a trained adapter. Everything else, known to us or of a later
@@ -86,23 +88,13 @@ static bool is_known(const char *field) {
     return false;
 }
 
-/* Keys of the file go into messages; what a terminal could take for a command does not. */
-static const char *printable(const char *key, char room[64]) {
-    size_t i = 0;
-    for (; key[i] != '\0' && i < 63; i++) {
-        room[i] = (key[i] > ' ' && key[i] <= '~') ? key[i] : '?';
-    }
-    room[i] = '\0';
-    return room;
-}
-
 static enum err check_fields(const struct model_json *j, json_t *root) {
     const char *field = NULL;
     const json_t *value = NULL;
     json_object_foreach(root, field, value) {
         if (!is_known(field) && !model_json_empty(value)) {
-            char room[64];
-            return unsupported(j, printable(field, room), "is set");
+            char room[MODEL_JSON_TEXT_BYTES];
+            return unsupported(j, model_json_printable(field, room), "is set");
         }
     }
     return ERR_OK;
@@ -231,6 +223,27 @@ static bool translate(const char *in, char *out) {
     return depth == 0 && atom;
 }
 
+/* Whether what is repeated repeats something itself: regcomp() doubles what a + stands behind, so
+ * that one key ((a+)+)+… could take all memory. */
+static bool nests_repeats(const char *key) {
+    bool repeats[MODEL_PATTERN_BYTES_MAX + 1] = {false}; /* the group open at each depth does */
+    size_t depth = 0;
+    for (const char *c = key; *c != '\0'; c++) {
+        if (*c == '(') {
+            repeats[++depth] = false;
+        } else if (*c == ')' && depth > 0) {
+            bool inner = repeats[depth--];
+            if (inner && (c[1] == '*' || c[1] == '+')) {
+                return true;
+            }
+            repeats[depth] = repeats[depth] || inner;
+        } else if (*c == '*' || *c == '+') {
+            repeats[depth] = true;
+        }
+    }
+    return false;
+}
+
 static enum err pattern_init(struct model_pattern *p, const struct model_json *j, const char *field,
                              const char *key) {
     size_t length = strlen(key);
@@ -242,18 +255,19 @@ static enum err pattern_init(struct model_pattern *p, const struct model_json *j
     char expression[5 * MODEL_PATTERN_BYTES_MAX + 16];
     size_t prefix = strlen("^(.*\\.)?(");
     memcpy(expression, "^(.*\\.)?(", prefix);
-    if (length == 0 || length > MODEL_PATTERN_BYTES_MAX || !translate(key, expression + prefix)) {
-        char room[64];
+    if (length == 0 || length > MODEL_PATTERN_BYTES_MAX || nests_repeats(key) ||
+        !translate(key, expression + prefix)) {
+        char room[MODEL_JSON_TEXT_BYTES];
         return err_set_field(j->why, ERR_UNSUPPORTED_ADAPTER, field,
                              MODEL_PEFT_FILE ": %s: the expression %s is not supported", field,
-                             printable(key, room));
+                             model_json_printable(key, room));
     }
     memcpy(expression + strlen(expression), ")$", sizeof ")$");
     if (regcomp(&p->regex, expression, REG_EXTENDED | REG_NOSUB) != 0) {
-        char room[64];
+        char room[MODEL_JSON_TEXT_BYTES];
         return err_set_field(j->why, ERR_BAD_ADAPTER, field,
                              MODEL_PEFT_FILE ": %s: the expression %s does not compile", field,
-                             printable(key, room));
+                             model_json_printable(key, room));
     }
     return ERR_OK;
 }
@@ -284,16 +298,17 @@ static enum err read_patterns(const struct model_json *j, const char *field, boo
     if (out->list == NULL) {
         return err_set(j->why, ERR_NO_MEMORY, "no memory for %s", field);
     }
+    unsigned expressions = 0;
     const char *key = NULL;
     const json_t *value = NULL;
     json_object_foreach(object, key, value) {
         double number = json_number_value(value);
         if (whole ? !json_is_integer(value) || number < 1 || number > INT32_MAX
-                  : !json_is_number(value)) {
-            char room[64];
-            return err_set_field(j->why, ERR_BAD_ADAPTER, field,
-                                 MODEL_PEFT_FILE ": %s: the value of %s is not a %s", field,
-                                 printable(key, room), whole ? "rank" : "number");
+                  : !json_is_number(value) || fabs(number) > ALPHA_MAX) {
+            char room[MODEL_JSON_TEXT_BYTES];
+            return err_set_field(
+                j->why, ERR_BAD_ADAPTER, field, MODEL_PEFT_FILE ": %s: the value of %s is not a %s",
+                field, model_json_printable(key, room), whole ? "rank" : "number up to 1e9");
         }
         struct model_pattern *p = &out->list[out->count];
         enum err e = pattern_init(p, j, field, key);
@@ -302,6 +317,12 @@ static enum err read_patterns(const struct model_json *j, const char *field, boo
         }
         p->value = number;
         out->count++;
+        expressions += p->key == NULL;
+        if (expressions > MODEL_EXPRESSIONS_MAX) {
+            return err_set_field(j->why, ERR_UNSUPPORTED_ADAPTER, field,
+                                 MODEL_PEFT_FILE ": %s has more than %d expressions", field,
+                                 MODEL_EXPRESSIONS_MAX);
+        }
     }
     return ERR_OK;
 }
@@ -404,16 +425,17 @@ static enum err read_fields(const struct model_json *j, json_t *root, struct mod
     enum err e = check_type(j);
     if (e != ERR_OK || (e = check_fields(j, root)) != ERR_OK || (e = check_init(j)) != ERR_OK ||
         (e = model_json_u32(j, "r", 1, INT32_MAX, &p->rank)) != ERR_OK ||
-        (e = model_json_number(j, "lora_alpha", -1e9, 1e9, &p->alpha)) != ERR_OK ||
+        (e = model_json_number(j, "lora_alpha", -ALPHA_MAX, ALPHA_MAX, &p->alpha)) != ERR_OK ||
         (e = model_json_bool(j, "use_rslora", &p->rslora)) != ERR_OK ||
         (e = model_json_bool(j, "lora_bias", &p->lora_bias)) != ERR_OK ||
         (e = model_json_string(j, "base_model_name_or_path", &base)) != ERR_OK) {
         return e;
     }
     if (base != NULL) {
-        char room[64];
+        char room[MODEL_JSON_TEXT_BYTES];
+        char quoted[2 * MODEL_JSON_TEXT_BYTES + 3];
         log_debug("model", "an adapter names its base, which is not compared base=%s",
-                  printable(base, room));
+                  log_quote(quoted, sizeof quoted, model_json_printable(base, room)));
     }
     e = read_patterns(j, "rank_pattern", true, &p->ranks);
     return e == ERR_OK ? read_patterns(j, "alpha_pattern", false, &p->alphas) : e;

@@ -2,7 +2,8 @@
  *
  * PEFT's rule for rank_pattern and alpha_pattern: the first KEY, in the file's order, for which the
  * regular expression (.*\.)?(KEY)$ matches the module's path. Most keys are dotted names; the
- * others are run by regcomp(3), and those that it would read differently from Python are refused.
+ * others are run by regcomp(3); those that it would read differently from Python are refused, and
+ * those that could cost it without bound.
  */
 #ifndef LORRY_MODEL_PEFT_CONFIG_H
 #define LORRY_MODEL_PEFT_CONFIG_H
@@ -18,6 +19,7 @@
 enum {
     MODEL_PEFT_BYTES_MAX = 1 << 20, /* of adapter_config.json */
     MODEL_PATTERN_BYTES_MAX = 256,  /* of one key */
+    MODEL_EXPRESSIONS_MAX = 256,    /* keys of a pattern that regcomp(3) must read */
 };
 
 #define MODEL_PEFT_FILE "adapter_config.json"

@@ -51,10 +51,12 @@ static enum err read_type(const struct model_json *j, const char *field, const j
             return ERR_OK;
         }
     }
+    char room[MODEL_JSON_TEXT_BYTES];
     return err_set_field(j->why, j->origin.bad, field,
-                         "%s: %s: rotary embeddings of rope_type %.32s are not supported; default, "
+                         "%s: %s: rotary embeddings of rope_type %s are not supported; default, "
                          "linear and llama3 are",
-                         j->origin.file, field, name == NULL ? "(no string)" : name);
+                         j->origin.file, field,
+                         name == NULL ? "(no string)" : model_json_printable(name, room));
 }
 
 /* A number that the type needs. */
@@ -137,9 +139,10 @@ static enum err read_object(const struct model_json *j, const char *field, struc
     json_object_foreach(object, key, value) {
         bool whole = strcmp(key, "partial_rotary_factor") == 0 && json_number_value(value) == 1;
         if (e == ERR_OK && !whole && !json_is_null(value) && !is_field_of(key, rope->type)) {
+            char room[MODEL_JSON_TEXT_BYTES];
             e = err_set_field(j->why, j->origin.bad, field,
-                              "%s: %.64s is not supported with rope_type %s", place, key,
-                              type_names[rope->type]);
+                              "%s: %s is not supported with rope_type %s", place,
+                              model_json_printable(key, room), type_names[rope->type]);
         }
     }
     return e;

@@ -74,9 +74,10 @@ static enum err shards_open(struct model_checkpoint *c, int dir, json_t *map,
     json_object_foreach(map, tensor, value) {
         const char *name = json_string_value(value);
         if (name == NULL || !shard_name_valid(name)) {
+            char room[MODEL_JSON_TEXT_BYTES];
             return err_set_field(why, ERR_BAD_MODEL, "weight_map",
-                                 INDEX_NAME ": weight_map: %.128s lies in no *.safetensors file",
-                                 tensor);
+                                 INDEX_NAME ": weight_map: %s lies in no *.safetensors file",
+                                 model_json_printable(tensor, room));
         }
         if (shard_find(c, name) != NULL) {
             continue;

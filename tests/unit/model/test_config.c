@@ -352,6 +352,24 @@ static void test_refuses_missing_fields(void **state) {
     }
 }
 
+/* Names of the file are quoted in messages; what a terminal would obey is not. */
+static void test_messages_hold_nothing_but_text(void **state) {
+    (void)state;
+    static const char *const texts[] = {"{\"architectures\": [\"L\\u001bma\"]}",
+                                        "{\"rope_scaling\": {\"type\": \"\\u001b[2J\"}}",
+                                        "{\"rope_scaling\": {\"\\u001b[2J\": 1}}"};
+    for (size_t i = 0; i <= sizeof texts / sizeof texts[0]; i++) {
+        struct model_facts facts;
+        struct err_text why = {0};
+        float *freq = NULL;
+        const char *broken = i == 0 ? "{\"a\": \033" : ""; /* not JSON, here and there */
+        const char *config = i == 0 ? "{}" : texts[i - 1];
+        assert_int_equal(parse(config, broken, &facts, &freq, &why), ERR_BAD_MODEL);
+        assert_non_null(strchr(why.message, '?'));
+        assert_null(strchr(why.message, '\033'));
+    }
+}
+
 static void test_ignores_what_does_no_harm(void **state) {
     (void)state;
     (void)accepts(
@@ -438,6 +456,7 @@ int main(void) {
         cmocka_unit_test(test_refuses_the_bad_configs),
         cmocka_unit_test(test_refuses_what_it_does_not_build),
         cmocka_unit_test(test_refuses_missing_fields),
+        cmocka_unit_test(test_messages_hold_nothing_but_text),
         cmocka_unit_test(test_ignores_what_does_no_harm),
         cmocka_unit_test(test_rope_frequencies),
         cmocka_unit_test(test_eos_is_the_union),

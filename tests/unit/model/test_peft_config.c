@@ -140,6 +140,26 @@ static void test_refuses_patterns_that_posix_reads_otherwise(void **state) {
     refuses(fields, ERR_UNSUPPORTED_ADAPTER, "rank_pattern");
 }
 
+/* regcomp() would double what stands behind each +: eighty of them are more than any memory. */
+static void test_refuses_patterns_that_cost_without_bound(void **state) {
+    (void)state;
+    static const char *const keys[] = {"(a+)+", "(a*)*", "((a+)?b)+", "(a|(b*c))+d"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        char fields[128];
+        (void)snprintf(fields, sizeof fields, "\"rank_pattern\": {\"%s\": 5}", keys[i]);
+        refuses(fields, ERR_UNSUPPORTED_ADAPTER, "rank_pattern");
+    }
+    struct model_peft p = accepts("\"rank_pattern\": {\"(layers\\\\.\\\\d+.(a|b)*)?.*q_proj\": 5}");
+    assert_int_equal(model_peft_rank(&p, Q10), 5);
+    model_peft_deinit(&p);
+    char many[16 * (MODEL_EXPRESSIONS_MAX + 2)] = "\"alpha_pattern\": {";
+    for (int i = 0; i <= MODEL_EXPRESSIONS_MAX; i++) {
+        (void)snprintf(many + strlen(many), 16, "%s\"a*%d\": 5", i > 0 ? ", " : "", i);
+    }
+    memcpy(many + strlen(many), "}", 2);
+    refuses(many, ERR_UNSUPPORTED_ADAPTER, "alpha_pattern");
+}
+
 static void test_refuses_wrong_types(void **state) {
     (void)state;
     refuses("\"r\": 0", ERR_BAD_ADAPTER, "r");
@@ -151,6 +171,7 @@ static void test_refuses_wrong_types(void **state) {
     refuses("\"rank_pattern\": [4]", ERR_BAD_ADAPTER, "rank_pattern");
     refuses("\"rank_pattern\": {\"q\": 4.5}", ERR_BAD_ADAPTER, "rank_pattern");
     refuses("\"alpha_pattern\": {\"q\": \"4\"}", ERR_BAD_ADAPTER, "alpha_pattern");
+    refuses("\"alpha_pattern\": {\"q\": 1e300}", ERR_BAD_ADAPTER, "alpha_pattern");
     refuses("\"bias\": 1", ERR_BAD_ADAPTER, "bias");
     refuses("\"base_model_name_or_path\": 1", ERR_BAD_ADAPTER, "base_model_name_or_path");
 }
@@ -166,6 +187,7 @@ static void test_unset_fields_do_no_harm(void **state) {
     refuses("\"later\": {\"a\": 0}", ERR_UNSUPPORTED_ADAPTER, "later");
     refuses("\"init_lora_weights\": \"olora\"", ERR_UNSUPPORTED_ADAPTER, "init_lora_weights");
     refuses("\"a\\u001bb\": true", ERR_UNSUPPORTED_ADAPTER, "a?b");
+    refuses("\"\": 1", ERR_UNSUPPORTED_ADAPTER, "\"\"");
 }
 
 int main(void) {
@@ -174,6 +196,7 @@ int main(void) {
         cmocka_unit_test(test_patterns_match_as_python_does),
         cmocka_unit_test(test_the_first_match_wins),
         cmocka_unit_test(test_refuses_patterns_that_posix_reads_otherwise),
+        cmocka_unit_test(test_refuses_patterns_that_cost_without_bound),
         cmocka_unit_test(test_refuses_wrong_types),
         cmocka_unit_test(test_unset_fields_do_no_harm),
     };
