@@ -283,14 +283,26 @@ static enum err slurp(FILE *file, const char *path, char **data, size_t *bytes,
     return ERR_OK;
 }
 
-enum err config_read_file(struct config_store *s, const char *path, bool *missing,
+enum err config_read_text(struct config_store *s, const char *path, const char *text, size_t bytes,
                           struct err_text *why) {
     struct reader r = {.path = path, .store = s, .why = why};
+    if (yaml_parser_initialize(&r.parser) == 0) {
+        return err_set(why, ERR_NO_MEMORY, "no memory to read %.255s", path);
+    }
+    yaml_parser_set_input_string(&r.parser, (const unsigned char *)text, bytes);
+    enum err e = read_stream(&r);
+    if (r.has_event) {
+        yaml_event_delete(&r.event);
+    }
+    yaml_parser_delete(&r.parser);
+    return e;
+}
+
+enum err config_read_file(struct config_store *s, const char *path, bool *missing,
+                          struct err_text *why) {
     char *data = NULL;
     size_t bytes = 0;
-    bool parsing = false;
     FILE *file = fopen(path, "re");
-    enum err e = ERR_OK;
     if (missing != NULL) {
         *missing = file == NULL && errno == ENOENT;
         if (*missing) {
@@ -300,23 +312,9 @@ enum err config_read_file(struct config_store *s, const char *path, bool *missin
     if (file == NULL) {
         return err_set(why, ERR_BAD_CONFIG, "open %.255s: %s", path, strerror(errno));
     }
-    e = slurp(file, path, &data, &bytes, why);
-    if (e != ERR_OK) {
-        goto out;
-    }
-    if (yaml_parser_initialize(&r.parser) == 0) {
-        e = err_set(why, ERR_NO_MEMORY, "no memory to read %.255s", path);
-        goto out;
-    }
-    parsing = true;
-    yaml_parser_set_input_string(&r.parser, (const unsigned char *)data, bytes);
-    e = read_stream(&r);
-out:
-    if (r.has_event) {
-        yaml_event_delete(&r.event);
-    }
-    if (parsing) {
-        yaml_parser_delete(&r.parser);
+    enum err e = slurp(file, path, &data, &bytes, why);
+    if (e == ERR_OK) {
+        e = config_read_text(s, path, data, bytes, why);
     }
     free(data);
     (void)fclose(file);

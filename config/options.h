@@ -88,6 +88,10 @@ NODISCARD enum err config_set(struct config_store *s, uint32_t index, const char
 NODISCARD enum err config_read_file(struct config_store *s, const char *path, bool *missing,
                                     struct err_text *why);
 
+/* The same of a text; errors name `path`. */
+NODISCARD enum err config_read_text(struct config_store *s, const char *path, const char *text,
+                                    size_t bytes, struct err_text *why);
+
 /* What no single option can tell. */
 NODISCARD enum err config_check(const struct config_store *s, struct err_text *why);
 

@@ -56,7 +56,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         check_facts(&facts, freq);
     } else {
         demand(e == ERR_BAD_MODEL, err_name(e));
-        demand(why.message[0] != '\0' && why.field[0] != '\0', "an error without a reason");
+        demand(fuzz_reason_good(&why), why.message);
     }
     free(freq);
     free(generation);

@@ -51,7 +51,7 @@ static void plan(const struct model_st *st) {
         demand(p.modules > 0 && p.page_count > 0 && p.rank_max == 1, "an empty plan", "");
     } else {
         demand(e == ERR_BAD_ADAPTER || e == ERR_UNSUPPORTED_ADAPTER, "another error", err_name(e));
-        demand(why.message[0] != '\0' && why.field[0] != '\0', "an error without a reason", "");
+        demand(fuzz_reason_good(&why), "an error without a good reason", why.message);
     }
     model_adapter_plan_deinit(&p);
 }
@@ -63,7 +63,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     enum err e = model_st_parse(&st, data, bytes, origin, &why);
     if (e != ERR_OK) {
         demand(e == ERR_BAD_ADAPTER, "another error", err_name(e));
-        demand(why.message[0] != '\0' && why.field[0] != '\0', "an error without a reason", "");
+        demand(fuzz_reason_good(&why), "an error without a good reason", why.message);
         return 0;
     }
     uint64_t covered = st.header_bytes;

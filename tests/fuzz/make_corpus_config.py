@@ -23,6 +23,8 @@ def main():
     for i, one in enumerate(json.loads((GOLDEN / "bad_configs.json").read_text())):
         config = published[4]["config"] | one["config"]
         (OUT / f"bad-{i:02}-{one['field']}").write_bytes(json.dumps(config).encode())
+    (OUT / "control").write_bytes(pack({"architectures": ["L\x1bma"]}, {}))
+    (OUT / "control-in-json").write_bytes(b'{"a": \x1b')
 
 
 if __name__ == "__main__":
