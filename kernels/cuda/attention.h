@@ -50,8 +50,8 @@ static inline uint32_t cuda_decode_units(uint32_t heads, uint32_t kv_heads) {
 /* Floats that a unit of a split leaves in the scratch: unscaled sums of V, the scores' maximum and
  * the sum of their exponentials, of heads in pairs. */
 static inline uint32_t cuda_decode_partial(uint32_t heads, uint32_t kv_heads, uint32_t head_dim) {
-    uint32_t group = heads / kv_heads;
-    uint32_t pairs = ((group < CUDA_DECODE_HEADS ? group : CUDA_DECODE_HEADS) + 1) / 2;
+    uint32_t group = heads / kv_heads, most = CUDA_DECODE_HEADS;
+    uint32_t pairs = ((group < most ? group : most) + 1) / 2;
     return pairs * (2 * head_dim + 4);
 }
 
