@@ -12,8 +12,8 @@ target_compile_definitions(lorry_flags INTERFACE _GNU_SOURCE
 target_include_directories(lorry_flags INTERFACE ${CMAKE_SOURCE_DIR})
 set(c_flags -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wmissing-prototypes
   -Wcast-qual -Wvla -Wswitch-enum -Wformat=2 -Werror -fno-omit-frame-pointer)
-# A launch without a stream or a kernel without bounds does not compile.
-set(cuda_flags -lineinfo --Werror=all-warnings,default-stream-launch,missing-launch-bounds
+# A launch without a stream does not compile; a kernel without bounds fails in tools/lint.
+set(cuda_flags -lineinfo --Werror=all-warnings,default-stream-launch
   -Xcompiler=-Wall,-Wextra,-fno-omit-frame-pointer)
 target_compile_options(lorry_flags INTERFACE
   "$<$<COMPILE_LANGUAGE:C>:${c_flags}>" "$<$<COMPILE_LANGUAGE:CUDA>:${cuda_flags}>")

@@ -112,8 +112,10 @@ struct cuda_block {
 /* Room for `bytes`, aligned to 16, contents undefined. CHECKs that there is room: the caller's sums
  * at open are bounds. */
 void *cuda_block_take(struct cuda_block *b, uint64_t bytes);
+bool cuda_block_has_room(const struct cuda_block *b, uint64_t bytes);
 /* Where it will be on the device. */
 void *cuda_block_device(const struct cuda_block *b, const void *host);
+enum err cuda_block_upload(const struct cuda_block *b, cudaStream_t stream, struct err_text *why);
 
 /* ---- weights ------------------------------------------------------------------------------ */
 
@@ -137,6 +139,10 @@ struct cuda_linears; /* linear.c */
 
 enum cuda_phase { CUDA_IDLE, CUDA_IN_STEP, CUDA_CAPTURING };
 
+/* The two halves of a step, each with graphs of its own: the layers, by rows; head and sampling, by
+ * sampling rows. */
+enum cuda_part { CUDA_BODY = 1, CUDA_TAIL = 2 };
+
 struct kern_device {
     struct kern_shape shape;
     struct kern_limits limits;
@@ -149,8 +155,10 @@ struct kern_device {
     uint32_t q_cols, kv_cols, qkv_cols; /* heads × head_dim, kv_heads × head_dim, q + 2 kv */
     uint32_t vocab_row; /* floats from row to row of logits: vocab up to a multiple of 8 */
     uint64_t page_elems;
-    uint32_t positions; /* longest context that shape and slots allow */
+    uint32_t positions;                 /* longest context that shape and slots allow */
+    uint32_t rows_max, sample_rows_max; /* of activations and logits */
 
+    uint64_t bytes;             /* of device memory taken */
     struct cuda_memory *memory; /* every allocation; memory.c */
     struct cuda_layer *layers;  /* host array */
     void *embed, *head;         /* [vocab][hidden]; the same where tied */
@@ -187,9 +195,12 @@ struct kern_device {
 
     struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
     struct cuda_linears *linears;
-    struct cuda_graphs *graphs; /* graph.c */
-    struct cuda_steps *steps;   /* step.c */
+    struct cuda_graphs *graphs;   /* graph.c */
+    struct cuda_steps *steps;     /* step.c */
+    struct cuda_loads *load_ring; /* load.c */
+    struct cuda_staging *staging; /* weights.c */
     enum cuda_phase phase;
+    unsigned parts; /* of enum cuda_part: what the blocks launch now; the rest is in graphs */
     struct err_text fault; /* of the call that failed first */
     enum err failed;       /* sticky */
 };
@@ -198,18 +209,99 @@ static inline uint32_t cuda_round_up(uint32_t value, uint32_t multiple) {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-/* ---- device.c, memory.c ------------------------------------------------------------------- */
+/* Rows of activations for a step of `tokens`: few sizes, so that each has its graph and its choice
+ * of algorithms. */
+uint32_t cuda_rows(uint32_t tokens);
+/* The size's number, from 0 on; ascending. */
+uint32_t cuda_rows_index(uint32_t rows);
 
-/* Device memory that lives as long as the device. ERR_NO_SPACE names `what` and the figures. */
+/* ---- memory.c ----------------------------------------------------------------------------- */
+
+/* Zeroed memory that lives as long as the device. ERR_NO_SPACE says what does not fit, with
+ * figures. */
 enum err cuda_take(struct kern_device *d, void **out, uint64_t bytes, const char *what,
                    struct err_text *why);
+enum err cuda_take_host(struct kern_device *d, void **out, uint64_t bytes, struct err_text *why);
+void cuda_memory_close(struct kern_device *d);
 /* Keeps the first failure of a launch; step_end() returns it. */
 void cuda_note(struct kern_device *d, cudaError_t result, const char *call);
+
+/* ---- weights.c, convert.cu ---------------------------------------------------------------- */
+
+enum err cuda_weights_take(struct kern_device *d, struct err_text *why);
+void cuda_weights_close(struct kern_device *d);
+enum err cuda_weight(struct kern_device *d, const struct kern_weight *w, struct err_text *why);
+enum err cuda_weights_random(struct kern_device *d, uint64_t seed, struct err_text *why);
+/* `count` elements of `dtype`, in device or pinned memory → the device's elements. */
+void cuda_convert(struct kern_device *d, const void *from, enum kern_dtype dtype, void *to,
+                  uint64_t count);
+/* Normal deviates × 0.02 of tensor `tensor` (a number of its own), as kernels/random_weights.h
+ * says. */
+void cuda_fill_random(struct kern_device *d, void *to, uint64_t count, uint64_t seed,
+                      uint32_t tensor);
+void cuda_fill_floats(struct kern_device *d, float *to, uint64_t count, float value);
+
+/* ---- step.c, deltas.cu -------------------------------------------------------------------- */
+
+enum err cuda_steps_open(struct kern_device *d, struct err_text *why);
+void cuda_steps_close(struct kern_device *d);
+enum err cuda_step_begin(struct kern_device *d, const struct kern_step *step);
+enum err cuda_step_end(struct kern_device *d, uint64_t *ticket);
+enum err cuda_step_read(struct kern_device *d, uint64_t ticket, struct kern_sample *samples,
+                        uint32_t count);
+void cuda_span(const struct kern_device *d, struct kern_span *span);
+
+struct cuda_slot_delta {
+    uint32_t slot;
+    struct cuda_slot value;
+};
+struct cuda_adapter_delta {
+    uint32_t adapter;
+    struct cuda_adapter value;
+    const struct kern_lora *lora; /* [lora_row], device */
+    const uint32_t *pages;        /* [layer_pages + outer_pages], device */
+};
+struct cuda_deltas { /* a delta block's head; pointers are device addresses into the block */
+    const struct cuda_slot_delta *slots;
+    const struct kern_slot_page *pages;
+    const struct cuda_adapter_delta *adapters;
+    uint32_t slot_count, page_count, adapter_count;
+};
+/* Puts what `deltas` (device) lists into the tables. */
+void cuda_apply_deltas(struct kern_device *d, const struct cuda_deltas *deltas);
+
+/* ---- graph.c ------------------------------------------------------------------------------ */
+
+enum err cuda_graphs_open(struct kern_device *d, struct err_text *why);
+void cuda_graphs_close(struct kern_device *d);
+uint32_t cuda_bucket_count(const struct kern_device *d);
+enum err cuda_bucket_begin(struct kern_device *d, uint32_t bucket);
+enum err cuda_bucket_end(struct kern_device *d);
+/* The graph of a half of the step whose bucket stands in `d`; NULL: it is launched eagerly. */
+cudaGraphExec_t cuda_graph(const struct kern_device *d, enum cuda_part part);
+
+/* ---- load.c, load.cu ---------------------------------------------------------------------- */
+
+enum err cuda_loads_open(struct kern_device *d, struct err_text *why);
+void cuda_loads_close(struct kern_device *d);
+enum err cuda_load(struct kern_device *d, const void *image, const uint32_t *pages,
+                   uint32_t page_count, uint64_t *event);
+bool cuda_load_done(struct kern_device *d, uint64_t event);
+/* Copies image [layers][page_count][page_elems] into the pages, on d->loads; both lists are pinned
+ * host memory. */
+void cuda_load_pages(struct kern_device *d, const void *image, const uint32_t *pages,
+                     uint32_t page_count);
+
+/* ---- peaks.c ------------------------------------------------------------------------------ */
+
+enum err cuda_peaks(struct kern_device *d, struct kern_peaks *peaks);
 
 /* ---- linear.c ----------------------------------------------------------------------------- */
 
 enum err cuda_linears_open(struct kern_device *d, struct err_text *why);
 void cuda_linears_close(struct kern_device *d);
+/* Chooses the algorithms by measuring them with the weights; once, before the first graph. */
+enum err cuda_linears_choose(struct kern_device *d, struct err_text *why);
 /* y [rows][out] = x [rows][in] Wᵀ; CUDA_O and CUDA_DOWN add to y; CUDA_HEAD's y is f32 logits. */
 void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, const void *x,
                  void *y);
@@ -231,6 +323,8 @@ uint64_t cuda_attention_meta_bytes(const struct kern_device *d);
 /* Fills meta->attention; arrays go into `b`. Host. */
 void cuda_attention_plan(const struct kern_device *d, const struct kern_step *step,
                          struct cuda_block *b, struct cuda_meta *meta);
+/* What the kernels must be told once: shared memory above 48 KiB. */
+enum err cuda_attention_open(struct kern_device *d, struct err_text *why);
 /* Chunks of one token, of any context. */
 void cuda_attention_decode(struct kern_device *d, uint32_t layer);
 /* Chunks of more. Launched in mixed buckets only. */
@@ -252,13 +346,6 @@ void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group gro
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y);
 void cuda_lora_embed(struct kern_device *d); /* x += scale · B A[:, token] */
 void cuda_lora_head(struct kern_device *d);  /* logits += …, of head_in */
-
-/* ---- load.cu ------------------------------------------------------------------------------ */
-
-/* Copies image [layers][page_count][page_elems], pinned, into the pages; `pages` is device memory.
- */
-void cuda_load_pages(struct kern_device *d, const void *image, const uint32_t *pages,
-                     uint32_t page_count);
 
 /* ---- sample.cu ---------------------------------------------------------------------------- */
 

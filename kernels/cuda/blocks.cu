@@ -1,0 +1,309 @@
+/* blocks.cu - what stands between the linears: embedding, norms, rope, activation, the head's rows.
+ *
+ *   norm   x · w / √(mean(x²) + ε)
+ *   rope   halves (a, b) of a head → (a cos − b sin, b cos + a sin)
+ *   act    silu(gate) · up, silu(g) = g / (1 + e⁻ᵍ)
+ *
+ * All are memory-bound: 16-byte accesses, f32 inside, one rounding at the store. Bytes a call, with
+ * 2-byte elements: norm 4 · rows · hidden; qkv 4 · rows · (q + 2 kv); act 6 · rows · intermediate.
+ * A row is one block's (norm), one warp's a head (qkv) or spread over threads (act); sums are added
+ * in an order that depends on the shape alone. Tolerance against the CPU's: one rounding of the
+ * element type, and f32's of the sums. */
+#include "kernels/cuda/common.cuh"
+
+enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, EIGHT = 8, ACT_BLOCKS_A_SM = 16 };
+
+/* ---- embed -------------------------------------------------------------------------------- */
+
+struct embed_view {
+    struct cuda_meta *meta;
+    struct cuda_tables tables;
+    const float *rope_freq;
+    float *cos_sin;
+    float rope_scale;
+    uint32_t hidden, half, page_tokens;
+};
+
+/* A block is a row: finds its id, writes it where LoRA and the penalties look for it, copies the
+ * embedding, and makes the angles. Angles in f32, as transformers computes them. */
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    embed_kernel(struct embed_view v, const T *__restrict__ embed, T *__restrict__ x) {
+    uint32_t row = blockIdx.x;
+    uint4 *to = reinterpret_cast<uint4 *>(x + (uint64_t)row * v.hidden);
+    if (row >= v.meta->token_count) {
+        for (uint32_t i = threadIdx.x; i < v.hidden / EIGHT; i += THREADS) {
+            to[i] = make_uint4(0, 0, 0, 0);
+        }
+        return;
+    }
+    struct cuda_token token = v.meta->tokens[row];
+    __syncthreads(); /* all have read it */
+    if (token.id == KERN_TOKEN_LAST) {
+        token.id = v.tables.slots[token.slot].last;
+    }
+    if (threadIdx.x == 0) {
+        uint64_t list = (uint64_t)token.slot * v.tables.slot_page_row;
+        uint32_t page = v.tables.slot_pages[list + token.position / v.page_tokens];
+        v.meta->history[(uint64_t)page * v.page_tokens + token.position % v.page_tokens] = token.id;
+        v.meta->tokens[row].id = token.id;
+    }
+    const uint4 *from = reinterpret_cast<const uint4 *>(embed + (uint64_t)token.id * v.hidden);
+    for (uint32_t i = threadIdx.x; i < v.hidden / EIGHT; i += THREADS) {
+        to[i] = from[i];
+    }
+    float2 *angles = reinterpret_cast<float2 *>(v.cos_sin) + (uint64_t)row * v.half;
+    for (uint32_t i = threadIdx.x; i < v.half; i += THREADS) {
+        float sine, cosine;
+        sincosf((float)token.position * v.rope_freq[i], &sine, &cosine);
+        angles[i] = make_float2(cosine * v.rope_scale, sine * v.rope_scale);
+    }
+}
+
+extern "C" void cuda_embed_rows(struct kern_device *d) {
+    const struct embed_view v = {.meta = d->meta,
+                                 .tables = d->tables,
+                                 .rope_freq = d->rope_freq,
+                                 .cos_sin = d->cos_sin,
+                                 .rope_scale = d->shape.rope_scale,
+                                 .hidden = d->shape.hidden,
+                                 .half = d->shape.head_dim / 2,
+                                 .page_tokens = d->limits.page_tokens};
+    CUDA_WITH_ELEM(d, T,
+                   embed_kernel<T><<<d->rows, THREADS, 0, d->stream>>>(
+                       v, static_cast<const T *>(d->embed), static_cast<T *>(d->x)));
+    CUDA_LAUNCHED(d, "embed");
+}
+
+/* ---- norms -------------------------------------------------------------------------------- */
+
+/* Rows up to this stay in registers between the sum and the product; longer ones are read twice. */
+enum { KEPT = 2, KEPT_COLUMNS = KEPT * THREADS * EIGHT };
+
+template <typename T>
+static __device__ void norm_row(const T *__restrict__ x, const float *__restrict__ w,
+                                T *__restrict__ out, uint32_t hidden, float eps) {
+    __shared__ float room[WARPS];
+    const uint4 *from = reinterpret_cast<const uint4 *>(x);
+    const uint32_t eights = hidden / EIGHT;
+    uint4 kept[KEPT];
+    float sum = 0;
+    for (uint32_t i = threadIdx.x, k = 0; i < eights; i += THREADS, k++) {
+        uint4 bits = from[i];
+        if (k == 0) {
+            kept[0] = bits;
+        } else if (k == 1) {
+            kept[1] = bits;
+        }
+        float v[EIGHT];
+        eight_floats<T>(bits, v);
+#pragma unroll
+        for (int e = 0; e < EIGHT; e++) {
+            sum += v[e] * v[e];
+        }
+    }
+    float scale = rsqrtf(block_sum<THREADS>(sum, room) / (float)hidden + eps);
+    const float4 *weights = reinterpret_cast<const float4 *>(w);
+    for (uint32_t i = threadIdx.x, k = 0; i < eights; i += THREADS, k++) {
+        uint4 bits = k == 0 ? kept[0] : k == 1 ? kept[1] : from[i];
+        float v[EIGHT];
+        eight_floats<T>(bits, v);
+        float4 low = weights[2 * i], high = weights[2 * i + 1];
+        const float factor[EIGHT] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int e = 0; e < EIGHT; e++) {
+            v[e] = v[e] * scale * factor[e];
+        }
+        reinterpret_cast<uint4 *>(out)[i] = eight_bits<T>(v);
+    }
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    norm_kernel(const T *__restrict__ x, const float *__restrict__ w, T *__restrict__ out,
+                uint32_t hidden, float eps) {
+    uint64_t at = (uint64_t)blockIdx.x * hidden;
+    norm_row<T>(x + at, w, out + at, hidden, eps);
+}
+
+extern "C" void cuda_norm_rows(struct kern_device *d, const float *w) {
+    CUDA_WITH_ELEM(d, T,
+                   norm_kernel<T><<<d->rows, THREADS, 0, d->stream>>>(
+                       static_cast<const T *>(d->x), w, static_cast<T *>(d->normed),
+                       d->shape.hidden, d->shape.norm_eps));
+    CUDA_LAUNCHED(d, "norm");
+}
+
+/* The final norm of the rows that are sampled; zeros behind them. */
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    head_kernel(const struct cuda_meta *meta, const T *__restrict__ x, const float *__restrict__ w,
+                T *__restrict__ out, uint32_t hidden, float eps) {
+    uint32_t row = blockIdx.x;
+    T *to = out + (uint64_t)row * hidden;
+    if (row < meta->sample_count) {
+        norm_row<T>(x + (uint64_t)meta->samples[row].token * hidden, w, to, hidden, eps);
+        return;
+    }
+    for (uint32_t i = threadIdx.x; i < hidden / EIGHT; i += THREADS) {
+        reinterpret_cast<uint4 *>(to)[i] = make_uint4(0, 0, 0, 0);
+    }
+}
+
+extern "C" void cuda_head_rows(struct kern_device *d) {
+    CUDA_WITH_ELEM(d, T,
+                   head_kernel<T><<<d->sample_rows, THREADS, 0, d->stream>>>(
+                       d->meta, static_cast<const T *>(d->x), d->final_norm,
+                       static_cast<T *>(d->head_in), d->shape.hidden, d->shape.norm_eps));
+    CUDA_LAUNCHED(d, "head");
+}
+
+/* ---- q, k, v ------------------------------------------------------------------------------ */
+
+struct qkv_view {
+    struct cuda_meta *meta;
+    struct cuda_tables tables;
+    const float *cos_sin, *bias, *q_norm, *k_norm; /* NULL: none */
+    uint64_t page_elems;
+    float eps;
+    uint32_t layer, heads, kv_heads, page_tokens, qkv_cols;
+};
+
+/* Where token `token` keeps its K in the layer's plane; V lies page_elems / 2 behind. */
+template <typename T>
+static __device__ T *keys_at(const struct qkv_view &v, struct cuda_token token, uint32_t kv_cols) {
+    uint64_t list = (uint64_t)token.slot * v.tables.slot_page_row;
+    uint64_t page = v.tables.slot_pages[list + token.position / v.page_tokens];
+    return static_cast<T *>(v.meta->planes) + v.layer * v.meta->plane_elems + page * v.page_elems +
+           (uint64_t)(token.position % v.page_tokens) * kv_cols;
+}
+
+/* A warp is a head of a row: bias, norm, rope, then back into q's place or into the token's page. A
+ * lane holds two pairs that rope turns: elements 2 lane, +1 of both halves. */
+template <typename T, int HEAD_DIM>
+static __global__ void __launch_bounds__(THREADS)
+    qkv_kernel(struct qkv_view v, T *__restrict__ qkv) {
+    constexpr int HALF = HEAD_DIM / 2;
+    uint32_t row = blockIdx.x, lane = threadIdx.x % WARP;
+    uint32_t head = blockIdx.y * WARPS + threadIdx.x / WARP;
+    if (row >= v.meta->token_count || head >= v.heads + 2 * v.kv_heads) {
+        return;
+    }
+    const bool is_q = head < v.heads, is_v = head >= v.heads + v.kv_heads;
+    const bool active = 2 * lane < HALF;
+    const uint32_t low = 2 * lane, high = low + HALF;
+    T *place = qkv + (uint64_t)row * v.qkv_cols + (uint64_t)head * HEAD_DIM;
+    float2 a = make_float2(0, 0), b = a;
+    if (active) {
+        a = pair_floats<T>(*reinterpret_cast<const uint32_t *>(place + low));
+        b = pair_floats<T>(*reinterpret_cast<const uint32_t *>(place + high));
+        if (v.bias != nullptr) {
+            const float *bias = v.bias + (uint64_t)head * HEAD_DIM;
+            a = make_float2(a.x + bias[low], a.y + bias[low + 1]);
+            b = make_float2(b.x + bias[high], b.y + bias[high + 1]);
+        }
+    }
+    const float *norm = is_v ? nullptr : is_q ? v.q_norm : v.k_norm;
+    if (norm != nullptr) {
+        float sum = warp_sum(a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y);
+        float scale = rsqrtf(sum / HEAD_DIM + v.eps);
+        if (active) {
+            a = make_float2(a.x * scale * norm[low], a.y * scale * norm[low + 1]);
+            b = make_float2(b.x * scale * norm[high], b.y * scale * norm[high + 1]);
+        }
+    }
+    if (!active) {
+        return;
+    }
+    if (!is_v) {
+        const float2 *angles = reinterpret_cast<const float2 *>(v.cos_sin) + (uint64_t)row * HALF;
+        float2 first = angles[low], second = angles[low + 1];
+        float2 turned = make_float2(a.x * first.x - b.x * first.y, a.y * second.x - b.y * second.y);
+        b = make_float2(b.x * first.x + a.x * first.y, b.y * second.x + a.y * second.y);
+        a = turned;
+    }
+    T *to = place;
+    if (!is_q) {
+        uint32_t kv_head = is_v ? head - v.heads - v.kv_heads : head - v.heads;
+        to = keys_at<T>(v, v.meta->tokens[row], v.kv_heads * HEAD_DIM) +
+             (uint64_t)kv_head * HEAD_DIM + (is_v ? v.page_elems / 2 : 0);
+    }
+    *reinterpret_cast<uint32_t *>(to + low) = pair_bits<T>(a.x, a.y);
+    *reinterpret_cast<uint32_t *>(to + high) = pair_bits<T>(b.x, b.y);
+}
+
+template <typename T> static void qkv_launch(struct kern_device *d, const struct qkv_view &v) {
+    uint32_t heads = v.heads + 2 * v.kv_heads;
+    const dim3 grid(d->rows, (heads + WARPS - 1) / WARPS);
+    T *qkv = static_cast<T *>(d->qkv);
+    switch (d->shape.head_dim) {
+    case 32:
+        qkv_kernel<T, 32><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        break;
+    case 64:
+        qkv_kernel<T, 64><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        break;
+    case 80:
+        qkv_kernel<T, 80><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        break;
+    case 96:
+        qkv_kernel<T, 96><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        break;
+    default: /* device.c takes no other */
+        qkv_kernel<T, 128><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        break;
+    }
+}
+
+extern "C" void cuda_qkv_rows(struct kern_device *d, uint32_t layer) {
+    const struct cuda_layer *l = &d->layers[layer];
+    const struct qkv_view v = {.meta = d->meta,
+                               .tables = d->tables,
+                               .cos_sin = d->cos_sin,
+                               .bias = l->qkv_bias,
+                               .q_norm = l->q_norm,
+                               .k_norm = l->k_norm,
+                               .page_elems = d->page_elems,
+                               .eps = d->shape.norm_eps,
+                               .layer = layer,
+                               .heads = d->shape.heads,
+                               .kv_heads = d->shape.kv_heads,
+                               .page_tokens = d->limits.page_tokens,
+                               .qkv_cols = d->qkv_cols};
+    CUDA_WITH_ELEM(d, T, qkv_launch<T>(d, v));
+    CUDA_LAUNCHED(d, "qkv");
+}
+
+/* ---- activation --------------------------------------------------------------------------- */
+
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    act_kernel(const T *__restrict__ gate_up, T *__restrict__ act, uint32_t rows,
+               uint32_t intermediate) {
+    const uint32_t eights = intermediate / EIGHT;
+    const uint64_t all = (uint64_t)rows * eights, stride = (uint64_t)gridDim.x * THREADS;
+    const uint4 *from = reinterpret_cast<const uint4 *>(gate_up);
+    for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < all; i += stride) {
+        uint64_t row = i / eights, column = i - row * eights;
+        float gate[EIGHT], up[EIGHT];
+        eight_floats<T>(from[row * 2 * eights + column], gate);
+        eight_floats<T>(from[row * 2 * eights + eights + column], up);
+#pragma unroll
+        for (int e = 0; e < EIGHT; e++) {
+            up[e] *= gate[e] / (1.0f + __expf(-gate[e]));
+        }
+        reinterpret_cast<uint4 *>(act)[i] = eight_bits<T>(up);
+    }
+}
+
+extern "C" void cuda_act_rows(struct kern_device *d) {
+    uint64_t items = (uint64_t)d->rows * (d->shape.intermediate / EIGHT);
+    uint64_t blocks = (items + THREADS - 1) / THREADS;
+    uint64_t most = (uint64_t)d->sm_count * ACT_BLOCKS_A_SM;
+    CUDA_WITH_ELEM(d, T,
+                   act_kernel<T>
+                   <<<(unsigned)(blocks < most ? blocks : most), THREADS, 0, d->stream>>>(
+                       static_cast<const T *>(d->gate_up), static_cast<T *>(d->act), d->rows,
+                       d->shape.intermediate));
+    CUDA_LAUNCHED(d, "act");
+}

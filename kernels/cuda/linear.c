@@ -1,0 +1,427 @@
+/* linear.c - the linears, by cuBLASLt: y [rows][out] (+)= x [rows][in] Wᵀ, 16-bit in, f32 sums.
+ *
+ * cuBLASLt counts by columns: W [out][in] by rows is [in × out] by columns, so D = Wᵀ' x' with the
+ * first operand transposed, and D [out × rows] by columns is y. Residuals are added in the epilogue
+ * (β = 1 onto d->x), before the one rounding.
+ *
+ * For each linear and number of rows one algorithm is chosen and kept: first what the cache file
+ * says, else the fastest of the library's suggestions, measured with the weights of all layers in
+ * turn (one layer's could stay in the L2 cache). Above CUDA_GRAPH_TOKENS rows only each
+ * ROWS_MEASURED-th is measured; sizes between take the next one's. A row's bits then depend on the
+ * step's rows alone, never on what the other rows hold. Split-K sums in f32.
+ *
+ * Cost of choosing: about a second for an 8B model, nothing with the file. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cublasLt.h>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "kernels/cuda/cuda.h"
+
+enum {
+    WORKSPACE_BYTES = 64 << 20,
+    CANDIDATES = 12, /* suggestions that are measured */
+    RUNS = 3,        /* of each, after one to warm up */
+    ROWS_MEASURED = 1024,
+    ALGO_WORDS = sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t),
+    PATH_BYTES = 4096,
+};
+
+struct choice {
+    cublasLtMatmulAlgo_t algo;
+    bool made;
+};
+
+struct cuda_linears {
+    cublasLtHandle_t handle;
+    cublasLtMatmulDesc_t desc;
+    cublasLtMatmulPreference_t preference;
+    void *workspace;
+    struct choice *choices; /* [CUDA_LINEARS][sizes] */
+    uint32_t sizes;
+    bool chosen;
+    char path[PATH_BYTES]; /* of the cache file; empty: none */
+    cudaEvent_t begin, end;
+};
+
+/* ---- a product's description -------------------------------------------------------------- */
+
+struct product {
+    uint32_t in, out, rows, y_row;
+    float beta;
+    cublasLtMatrixLayoutOpaque_t w, x, y;
+};
+
+static enum err lt_fail(struct err_text *why, cublasStatus_t status, const char *call) {
+    return err_set(why, ERR_DEVICE, "%s: cuBLASLt status %d", call, (int)status);
+}
+
+#define LT_TRY(why, call)                          \
+    do {                                           \
+        cublasStatus_t lt_status = (call);         \
+        if (lt_status != CUBLAS_STATUS_SUCCESS) {  \
+            return lt_fail(why, lt_status, #call); \
+        }                                          \
+    } while (0)
+
+static struct product product_of(const struct kern_device *d, enum cuda_linear which,
+                                 uint32_t rows) {
+    const struct kern_shape *s = &d->shape;
+    switch (which) {
+    case CUDA_QKV:
+        return (struct product){
+            .in = s->hidden, .out = d->qkv_cols, .rows = rows, .y_row = d->qkv_cols};
+    case CUDA_O:
+        return (struct product){
+            .in = d->q_cols, .out = s->hidden, .rows = rows, .y_row = s->hidden, .beta = 1};
+    case CUDA_GATE_UP:
+        return (struct product){.in = s->hidden,
+                                .out = 2 * s->intermediate,
+                                .rows = rows,
+                                .y_row = 2 * s->intermediate};
+    case CUDA_DOWN:
+        return (struct product){
+            .in = s->intermediate, .out = s->hidden, .rows = rows, .y_row = s->hidden, .beta = 1};
+    case CUDA_HEAD:
+        return (struct product){
+            .in = s->hidden, .out = s->vocab, .rows = rows, .y_row = d->vocab_row};
+    case CUDA_LINEARS:
+        break;
+    }
+    CHECK(!"a linear");
+    return (struct product){0};
+}
+
+static cublasStatus_t product_layouts(const struct kern_device *d, enum cuda_linear which,
+                                      struct product *p) {
+    cudaDataType_t elem = d->elem == KERN_F16 ? CUDA_R_16F : CUDA_R_16BF;
+    cublasStatus_t status = cublasLtMatrixLayoutInit(&p->w, elem, p->in, p->out, p->in);
+    if (status == CUBLAS_STATUS_SUCCESS) {
+        status = cublasLtMatrixLayoutInit(&p->x, elem, p->in, p->rows, p->in);
+    }
+    if (status == CUBLAS_STATUS_SUCCESS) {
+        status = cublasLtMatrixLayoutInit(&p->y, which == CUDA_HEAD ? CUDA_R_32F : elem, p->out,
+                                          p->rows, p->y_row);
+    }
+    return status;
+}
+
+static cublasStatus_t product_run(struct kern_device *d, struct product *p,
+                                  const cublasLtMatmulAlgo_t *algo, const void *w, const void *x,
+                                  void *y) {
+    struct cuda_linears *l = d->linears;
+    const float one = 1;
+    return cublasLtMatmul(l->handle, l->desc, &one, w, &p->w, x, &p->x, &p->beta, y, &p->y, y,
+                          &p->y, algo, l->workspace, WORKSPACE_BYTES, d->stream);
+}
+
+/* ---- open and close ----------------------------------------------------------------------- */
+
+static void cache_path(struct kern_device *d) {
+    struct cuda_linears *l = d->linears;
+    struct cudaDeviceProp properties;
+    if (d->limits.cache_dir == NULL || d->limits.cache_dir[0] == '\0' ||
+        cudaGetDeviceProperties(&properties, 0) != cudaSuccess) {
+        return;
+    }
+    for (char *c = properties.name; *c != '\0'; c++) {
+        *c = *c == ' ' || *c == '/' ? '-' : *c;
+    }
+    int length = snprintf(l->path, sizeof l->path, "%s/linears-%s-%zu", d->limits.cache_dir,
+                          properties.name, cublasLtGetVersion());
+    if (length < 0 || (size_t)length >= sizeof l->path) {
+        l->path[0] = '\0';
+    }
+}
+
+enum err cuda_linears_open(struct kern_device *d, struct err_text *why) {
+    struct cuda_linears *l = calloc(1, sizeof *l);
+    d->linears = l;
+    if (l != NULL) {
+        l->sizes = cuda_rows_index(d->rows_max) + 1;
+        l->choices = calloc((size_t)CUDA_LINEARS * l->sizes, sizeof l->choices[0]);
+    }
+    if (l == NULL || l->choices == NULL) {
+        return err_set(why, ERR_NO_MEMORY, "no memory for the linears' algorithms");
+    }
+    cache_path(d);
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    const uint64_t bytes = WORKSPACE_BYTES;
+    const uint32_t reductions =
+        CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    LT_TRY(why, cublasLtCreate(&l->handle));
+    LT_TRY(why, cublasLtMatmulDescCreate(&l->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    LT_TRY(why, cublasLtMatmulDescSetAttribute(l->desc, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
+                                               sizeof transposed));
+    LT_TRY(why, cublasLtMatmulPreferenceCreate(&l->preference));
+    LT_TRY(why, cublasLtMatmulPreferenceSetAttribute(
+                    l->preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes));
+    LT_TRY(why, cublasLtMatmulPreferenceSetAttribute(l->preference,
+                                                     CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                                                     &reductions, sizeof reductions));
+    CU_TRY(why, cudaEventCreate(&l->begin));
+    CU_TRY(why, cudaEventCreate(&l->end));
+    return cuda_take(d, &l->workspace, WORKSPACE_BYTES, "the linears' workspace", why);
+}
+
+void cuda_linears_close(struct kern_device *d) {
+    struct cuda_linears *l = d->linears;
+    if (l == NULL) {
+        return;
+    }
+    if (l->begin != NULL) {
+        (void)cudaEventDestroy(l->begin);
+    }
+    if (l->end != NULL) {
+        (void)cudaEventDestroy(l->end);
+    }
+    if (l->preference != NULL) {
+        (void)cublasLtMatmulPreferenceDestroy(l->preference);
+    }
+    if (l->desc != NULL) {
+        (void)cublasLtMatmulDescDestroy(l->desc);
+    }
+    if (l->handle != NULL) {
+        (void)cublasLtDestroy(l->handle);
+    }
+    free(l->choices);
+    free(l);
+}
+
+static struct choice *choice_at(const struct kern_device *d, enum cuda_linear which,
+                                uint32_t rows) {
+    return &d->linears->choices[(size_t)which * d->linears->sizes + cuda_rows_index(rows)];
+}
+
+/* The size whose measurement a size uses. */
+static uint32_t rows_measured(const struct kern_device *d, uint32_t rows) {
+    if (rows <= CUDA_GRAPH_TOKENS) {
+        return rows;
+    }
+    uint32_t next = cuda_round_up(rows, ROWS_MEASURED);
+    return next < d->rows_max ? next : d->rows_max;
+}
+
+/* ---- the cache file ----------------------------------------------------------------------- */
+
+/* A line: linear, in, out, rows, element type, and the algorithm's words in hex. */
+static void cache_read(struct kern_device *d) {
+    FILE *file = d->linears->path[0] != '\0' ? fopen(d->linears->path, "re") : NULL;
+    if (file == NULL) {
+        return;
+    }
+    unsigned which, in, out, rows, elem;
+    while (fscanf(file, "%u %u %u %u %u", &which, &in, &out, &rows, &elem) == 5) {
+        uint64_t words[ALGO_WORDS];
+        size_t got = 0;
+        while (got < ALGO_WORDS && fscanf(file, "%" SCNx64, &words[got]) == 1) {
+            got++;
+        }
+        if (got < ALGO_WORDS) {
+            break;
+        }
+        if (which >= CUDA_LINEARS || rows == 0 || rows > d->rows_max || rows != cuda_rows(rows) ||
+            elem != (unsigned)d->elem) {
+            continue;
+        }
+        struct product p = product_of(d, (enum cuda_linear)which, rows);
+        struct choice *c = choice_at(d, (enum cuda_linear)which, rows);
+        if (p.in != in || p.out != out ||
+            product_layouts(d, (enum cuda_linear)which, &p) != CUBLAS_STATUS_SUCCESS) {
+            continue;
+        }
+        memcpy(&c->algo, words, sizeof c->algo);
+        cublasLtMatmulHeuristicResult_t checked;
+        c->made = cublasLtMatmulAlgoCheck(d->linears->handle, d->linears->desc, &p.w, &p.x, &p.y,
+                                          &p.y, &c->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
+                  checked.workspaceSize <= WORKSPACE_BYTES;
+    }
+    (void)fclose(file);
+}
+
+/* Appends; a line is written in one go, so that workers may share the file. */
+static void cache_write(struct kern_device *d, enum cuda_linear which, const struct product *p,
+                        const struct choice *c) {
+    FILE *file = d->linears->path[0] != '\0' ? fopen(d->linears->path, "ae") : NULL;
+    if (file == NULL) {
+        return; /* only speed at the next start */
+    }
+    uint64_t words[ALGO_WORDS];
+    memcpy(words, &c->algo, sizeof words);
+    (void)fprintf(file, "%u %u %u %u %u", (unsigned)which, p->in, p->out, p->rows,
+                  (unsigned)d->elem);
+    for (size_t i = 0; i < ALGO_WORDS; i++) {
+        (void)fprintf(file, " %016" PRIx64, words[i]);
+    }
+    (void)fprintf(file, "\n");
+    (void)fclose(file);
+}
+
+/* ---- choosing ----------------------------------------------------------------------------- */
+
+static const void *weight_of(const struct kern_device *d, enum cuda_linear which, uint32_t layer) {
+    const struct cuda_layer *l = &d->layers[layer % d->shape.layers];
+    switch (which) {
+    case CUDA_QKV:
+        return l->qkv;
+    case CUDA_O:
+        return l->o;
+    case CUDA_GATE_UP:
+        return l->gate_up;
+    case CUDA_DOWN:
+        return l->down;
+    case CUDA_HEAD:
+    case CUDA_LINEARS:
+        break;
+    }
+    return d->head;
+}
+
+/* Where a linear reads and writes in a step. */
+static void buffers_of(const struct kern_device *d, enum cuda_linear which, void **x, void **y) {
+    void *const from[] = {d->normed, d->attended, d->normed, d->act, d->head_in};
+    void *const to[] = {d->qkv, d->x, d->gate_up, d->x, d->logits};
+    *x = from[which];
+    *y = to[which];
+}
+
+/* Milliseconds of RUNS runs; negative: it does not run. */
+static float measure(struct kern_device *d, enum cuda_linear which, struct product *p,
+                     const cublasLtMatmulAlgo_t *algo) {
+    struct cuda_linears *l = d->linears;
+    void *x, *y;
+    float ms = -1;
+    buffers_of(d, which, &x, &y);
+    for (uint32_t run = 0; run <= RUNS; run++) {
+        if (run == 1 && cudaEventRecord(l->begin, d->stream) != cudaSuccess) {
+            return -1;
+        }
+        if (product_run(d, p, algo, weight_of(d, which, run), x, y) != CUBLAS_STATUS_SUCCESS) {
+            return -1;
+        }
+    }
+    if (cudaEventRecord(l->end, d->stream) != cudaSuccess ||
+        cudaEventSynchronize(l->end) != cudaSuccess ||
+        cudaEventElapsedTime(&ms, l->begin, l->end) != cudaSuccess) {
+        return -1;
+    }
+    return ms;
+}
+
+static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t rows,
+                       struct err_text *why) {
+    struct cuda_linears *l = d->linears;
+    struct choice *c = choice_at(d, which, rows);
+    if (c->made) {
+        return ERR_OK;
+    }
+    struct product p = product_of(d, which, rows);
+    LT_TRY(why, product_layouts(d, which, &p));
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    int count = 0;
+    LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y,
+                                               l->preference, CANDIDATES, found, &count));
+    float best = -1;
+    for (int i = 0; i < count; i++) {
+        float ms =
+            found[i].state == CUBLAS_STATUS_SUCCESS ? measure(d, which, &p, &found[i].algo) : -1;
+        if (ms >= 0 && (best < 0 || ms < best)) {
+            best = ms;
+            c->algo = found[i].algo;
+        }
+    }
+    if (best < 0) {
+        return err_set(why, ERR_DEVICE, "cuBLASLt has no algorithm for [%u × %u] × %u rows", p.out,
+                       p.in, rows);
+    }
+    c->made = true;
+    cache_write(d, which, &p, c);
+    return ERR_OK;
+}
+
+/* Sizes that are not measured take what was chosen for the next one that was, if it runs. */
+static enum err choose_alike(struct kern_device *d, enum cuda_linear which, uint32_t rows,
+                             struct err_text *why) {
+    struct cuda_linears *l = d->linears;
+    struct choice *c = choice_at(d, which, rows);
+    struct product p = product_of(d, which, rows);
+    LT_TRY(why, product_layouts(d, which, &p));
+    *c = *choice_at(d, which, rows_measured(d, rows));
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
+    if (cublasLtMatmulAlgoCheck(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y, &c->algo, &found) ==
+            CUBLAS_STATUS_SUCCESS &&
+        found.workspaceSize <= WORKSPACE_BYTES) {
+        return ERR_OK;
+    }
+    LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y,
+                                               l->preference, 1, &found, &count));
+    c->algo = found.algo;
+    return ERR_OK;
+}
+
+/* Products of zeros are faster than others: what a linear reads gets random elements. */
+static void buffers_fill(struct kern_device *d, bool zero) {
+    const struct kern_shape *s = &d->shape;
+    const struct {
+        void *at;
+        uint64_t count;
+    } buffers[] = {{d->normed, (uint64_t)d->rows_max * s->hidden},
+                   {d->attended, (uint64_t)d->rows_max * d->q_cols},
+                   {d->act, (uint64_t)d->rows_max * s->intermediate},
+                   {d->head_in, (uint64_t)d->sample_rows_max * s->hidden},
+                   {d->x, (uint64_t)d->rows_max * s->hidden}};
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) {
+        if (zero) {
+            cuda_note(d, cudaMemsetAsync(buffers[i].at, 0, buffers[i].count * 2, d->stream),
+                      "cudaMemsetAsync");
+        } else {
+            cuda_fill_random(d, buffers[i].at, buffers[i].count, 1, (uint32_t)i);
+        }
+    }
+}
+
+enum err cuda_linears_choose(struct kern_device *d, struct err_text *why) {
+    if (d->linears->chosen) {
+        return ERR_OK;
+    }
+    cache_read(d);
+    buffers_fill(d, false);
+    enum err e = ERR_OK;
+    for (int w = 0; w < CUDA_LINEARS; w++) {
+        enum cuda_linear which = (enum cuda_linear)w;
+        uint32_t most = which == CUDA_HEAD ? d->sample_rows_max : d->rows_max;
+        for (uint32_t rows = most; rows > 0 && e == ERR_OK;) {
+            e = rows_measured(d, rows) == rows ? choose(d, which, rows, why)
+                                               : choose_alike(d, which, rows, why);
+            uint32_t less = rows - 1; /* the next smaller size */
+            while (less > 0 && cuda_rows(less) != less) {
+                less--;
+            }
+            rows = less;
+        }
+    }
+    buffers_fill(d, true);
+    CU_TRY(why, cudaStreamSynchronize(d->stream));
+    d->linears->chosen = e == ERR_OK;
+    return d->failed != ERR_OK ? err_set(why, d->failed, "%s", d->fault.message) : e;
+}
+
+void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, const void *x,
+                 void *y) {
+    uint32_t rows = which == CUDA_HEAD ? d->sample_rows : d->rows;
+    struct product p = product_of(d, which, rows);
+    const struct choice *c = choice_at(d, which, rows);
+    cublasStatus_t status = product_layouts(d, which, &p);
+    if (status == CUBLAS_STATUS_SUCCESS) {
+        status = product_run(d, &p, d->linears->chosen ? &c->algo : NULL, w, x, y);
+    }
+    if (status != CUBLAS_STATUS_SUCCESS && d->failed == ERR_OK) {
+        d->failed = lt_fail(&d->fault, status, "cublasLtMatmul");
+    }
+}
