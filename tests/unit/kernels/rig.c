@@ -335,7 +335,7 @@ uint64_t rig_adapter_load(struct rig *r, uint32_t adapter, const void *image,
     if (layer_pages != 0) {
         assert_int_equal(r->ops->load(r->device, bytes, pages, layer_pages, &event), ERR_OK);
     }
-    bytes += r->shape.layers * layer_pages * elems * kern_dtype_bytes(r->ops->elem(r->device));
+    bytes += elems * layer_pages * r->shape.layers * kern_dtype_bytes(r->ops->elem(r->device));
     if (outer != 0) {
         assert_int_equal(r->ops->load(r->device, bytes, pages + layer_pages, outer, &event),
                          ERR_OK);
