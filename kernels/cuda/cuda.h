@@ -36,7 +36,6 @@ enum {
     CUDA_MIXED_TOKENS = 512,   /* likewise one with prefill chunks */
     CUDA_ROW_MULTIPLE = 128,   /* rows of an eager step */
     CUDA_NO_PAGE = UINT32_MAX, /* in page tables: none was set */
-    CUDA_V_ROW = 3 * KERN_RANK_MAX,
 };
 
 #define CU_TRY(why, call)                            \
@@ -172,17 +171,16 @@ struct kern_device {
     uint32_t page_count;
 
     /* activations, device */
-    void *x;        /* residual, [rows][hidden] */
-    void *normed;   /* [rows][hidden] */
-    void *qkv;      /* [rows][qkv_cols]; q roped in place */
-    void *attended; /* [rows][q_cols] */
-    void *gate_up;  /* [rows][2 × intermediate] */
-    void *act;      /* [rows][intermediate] */
-    void *head_in;  /* [sample_rows][hidden] */
-    float *logits;  /* [sample_rows][vocab_row] */
-    float *cos_sin; /* [rows][head_dim / 2][2] */
-    float *lora_v;  /* scale · x Aᵀ: [rows][CUDA_V_ROW], projection p of a group from p ×
-                       KERN_RANK_MAX on */
+    void *x;                     /* residual, [rows][hidden] */
+    void *normed;                /* [rows][hidden] */
+    void *qkv;                   /* [rows][qkv_cols]; q roped in place */
+    void *attended;              /* [rows][q_cols] */
+    void *gate_up;               /* [rows][2 × intermediate] */
+    void *act;                   /* [rows][intermediate] */
+    void *head_in;               /* [sample_rows][hidden] */
+    float *logits;               /* [sample_rows][vocab_row] */
+    float *cos_sin;              /* [rows][head_dim / 2][2] */
+    void *lora_scratch;          /* cuda_lora_scratch_bytes(): x Aᵀ between shrink and expand */
     void *attention_scratch;     /* cuda_attention_scratch_bytes() */
     void *sample_scratch;        /* cuda_sample_scratch_bytes() */
     struct kern_sample *results; /* [step_samples] */
@@ -335,14 +333,17 @@ void cuda_attention_prefill(struct kern_device *d, uint32_t layer);
 /* The projections that share an input. */
 enum cuda_group { CUDA_GROUP_QKV, CUDA_GROUP_O, CUDA_GROUP_GATE_UP, CUDA_GROUP_DOWN, CUDA_GROUPS };
 
+/* Bytes of scratch that any step within the limits needs. */
+uint64_t cuda_lora_scratch_bytes(const struct kern_device *d);
+/* Bytes of metadata, likewise. */
 uint64_t cuda_lora_meta_bytes(const struct kern_device *d);
 /* Fills meta->lora from the segments and samples. Host. */
 void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, struct cuda_block *b,
                     struct cuda_meta *meta);
-/* v = scale · x Aᵀ of the group's projections, x [rows][in of the group]. */
+/* v = x Aᵀ of the group's projections, in scratch; x [rows][in of the group]. */
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x);
-/* y [rows][y_row] += v Bᵀ + scale · bias; projection p's columns begin where the group's buffer has
- * them: qkv, x, gate_up, x. */
+/* y [rows][y_row] += scale · (v Bᵀ + bias), after that group's shrink; projection p's columns begin
+ * where the group's buffer has them: qkv, x, gate_up, x. */
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y);
 void cuda_lora_embed(struct kern_device *d); /* x += scale · B A[:, token] */
 void cuda_lora_head(struct kern_device *d);  /* logits += …, of head_in */

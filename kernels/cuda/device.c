@@ -98,7 +98,7 @@ static enum err activations_take(struct kern_device *d, struct err_text *why) {
         {&d->head_in, samples * s->hidden * two},
         {(void **)&d->logits, samples * d->vocab_row * sizeof(float)},
         {(void **)&d->cos_sin, rows * s->head_dim * sizeof(float)},
-        {(void **)&d->lora_v, (d->limits.adapters > 0 ? rows : 1) * CUDA_V_ROW * sizeof(float)},
+        {&d->lora_scratch, cuda_lora_scratch_bytes(d)},
         {&d->attention_scratch, cuda_attention_scratch_bytes(d)},
         {&d->sample_scratch, cuda_sample_scratch_bytes(d)},
         {(void **)&d->results, samples * sizeof d->results[0]},

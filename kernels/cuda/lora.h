@@ -4,9 +4,29 @@
 
 #include <stdint.h>
 
+/* Segments are cut into pieces of at most this many rows; which cut a launch uses depends on its
+ * bucket, what a row's sums are does not. */
+enum { CUDA_LORA_16, CUDA_LORA_32, CUDA_LORA_64, CUDA_LORA_CUTS };
+
+static inline uint32_t cuda_lora_cut_rows(uint32_t cut) {
+    return 16u << cut;
+}
+
+/* Consecutive rows that share an adapter. */
+struct cuda_lora_piece {
+    uint32_t adapter;
+    uint32_t row, rows;
+};
+
+struct cuda_lora_list {
+    const struct cuda_lora_piece *pieces; /* [count] */
+    uint32_t count;
+};
+
 /* Filled by cuda_lora_plan(); pointers are device addresses. */
 struct cuda_lora_meta {
-    uint32_t segment_count;
+    struct cuda_lora_list tokens[CUDA_LORA_CUTS]; /* the same rows of activations, cut thrice */
+    struct cuda_lora_list samples;                /* rows of logits, in pieces of 16 */
 };
 
 #endif

@@ -1,0 +1,131 @@
+/* lora.cu - which matrices and rows LoRA's kernels work on: the four groups of a layer, the
+ * embedding and the head. The kernels are in lora_shrink.cu and lora_expand.cu.
+ *
+ * y += scale · ((x Aᵀ) Bᵀ + bias): shrink makes v = x Aᵀ of all projections that share x, expand
+ * the rest. All shapes of a launch depend on the bucket only: which rows belong to which adapter is
+ * in the metadata, ranks and places are in the tables. */
+#include "kernels/cuda/lora.cuh"
+
+/* Rows of a piece: few enough that a step of some rows has work for all multiprocessors, and many
+ * enough that adapters are seldom read again from the second-level cache. */
+static uint32_t cut_of(const struct kern_device *d) {
+    if (d->mixed || d->rows > 1024) {
+        return CUDA_LORA_64;
+    }
+    if (d->rows > 256) {
+        return CUDA_LORA_32;
+    }
+    return CUDA_LORA_16;
+}
+
+/* Parts that a sum over `in` columns is cut into, for as many blocks of threads. */
+static uint32_t splits_of(uint32_t rows, uint32_t in) {
+    uint32_t tiles = lora_tiles(in);
+    uint32_t splits = LORA_SPLIT_ROWS / rows;
+    if (splits > LORA_SPLITS_MAX) {
+        splits = LORA_SPLITS_MAX;
+    }
+    if (tiles > LORA_LONG) {
+        splits *= 2;
+    }
+    uint32_t most = tiles / LORA_WARPS; /* a tile for each warp */
+    splits = splits < most ? splits : most;
+    return splits > 0 ? splits : 1;
+}
+
+uint64_t cuda_lora_scratch_bytes(const struct kern_device *d) {
+    if (d->limits.adapters == 0) {
+        return CUDA_ALIGN; /* never used */
+    }
+    /* splits × rows is at most LORA_SPLIT_ROWS, or rows; twice that for one long projection */
+    uint64_t rows = max(d->rows_max, (uint32_t)LORA_SPLIT_ROWS);
+    return rows * LORA_GROUP_MAX * KERN_RANK_MAX * sizeof(float);
+}
+
+static struct lora_call call_of(const struct kern_device *d, uint32_t layer, uint32_t entry) {
+    struct lora_call c = {};
+    c.tables = d->tables;
+    c.meta = d->meta;
+    c.list = &d->meta->lora.tokens[cut_of(d)];
+    c.layer = layer;
+    c.entry = entry;
+    c.projections = 1;
+    c.page_elems = (uint32_t)d->page_elems;
+    c.rows = d->rows;
+    c.splits = 1;
+    c.v = static_cast<float *>(d->lora_scratch);
+    return c;
+}
+
+static void add_out(struct lora_call *c, uint32_t projection, uint32_t at, uint32_t columns) {
+    c->out[projection] = columns;
+    c->at[projection] = at;
+    c->projections = projection + 1;
+}
+
+static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
+                                   enum cuda_group group) {
+    static const enum kern_module first[CUDA_GROUPS] = {KERN_Q, KERN_O, KERN_GATE, KERN_DOWN};
+    struct lora_call c = call_of(d, layer, layer * KERN_MODULES + first[group]);
+    switch (group) {
+    case CUDA_GROUP_QKV:
+        c.y_row = d->qkv_cols;
+        add_out(&c, 0, 0, d->q_cols);
+        add_out(&c, 1, d->q_cols, d->kv_cols);
+        add_out(&c, 2, d->q_cols + d->kv_cols, d->kv_cols);
+        break;
+    case CUDA_GROUP_GATE_UP:
+        c.y_row = 2 * d->shape.intermediate;
+        add_out(&c, 0, 0, d->shape.intermediate);
+        add_out(&c, 1, d->shape.intermediate, d->shape.intermediate);
+        break;
+    default:
+        c.y_row = d->shape.hidden;
+        add_out(&c, 0, 0, d->shape.hidden);
+        break;
+    }
+    c.in = group == CUDA_GROUP_O      ? d->q_cols
+           : group == CUDA_GROUP_DOWN ? d->shape.intermediate
+                                      : d->shape.hidden;
+    c.splits = splits_of(d->rows, c.in);
+    return c;
+}
+
+void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x) {
+    struct lora_call c = group_call(d, layer, group);
+    c.x = x;
+    lora_shrink_launch(d, &c, cut_of(d));
+}
+
+void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y) {
+    struct lora_call c = group_call(d, layer, group);
+    c.y = y;
+    lora_expand_launch(d, &c, cut_of(d), false);
+}
+
+void cuda_lora_embed(struct kern_device *d) {
+    struct lora_call c = call_of(d, LORA_OUTER, d->shape.layers * KERN_MODULES + KERN_OUTER_EMBED);
+    c.in = d->shape.vocab;
+    c.y = d->x;
+    c.y_row = d->shape.hidden;
+    add_out(&c, 0, 0, d->shape.hidden);
+    lora_gather_launch(d, &c);
+    lora_expand_launch(d, &c, cut_of(d), false);
+}
+
+void cuda_lora_head(struct kern_device *d) {
+    if (d->sample_rows == 0) {
+        return;
+    }
+    struct lora_call c = call_of(d, LORA_OUTER, d->shape.layers * KERN_MODULES + KERN_OUTER_HEAD);
+    c.list = &d->meta->lora.samples;
+    c.rows = d->sample_rows;
+    c.splits = splits_of(d->sample_rows, d->shape.hidden);
+    c.x = d->head_in;
+    c.in = d->shape.hidden;
+    c.y = d->logits;
+    c.y_row = d->vocab_row;
+    add_out(&c, 0, 0, d->shape.vocab);
+    lora_shrink_launch(d, &c, CUDA_LORA_16);
+    lora_expand_launch(d, &c, CUDA_LORA_16, true);
+}
