@@ -145,44 +145,6 @@ enum err kern_tensor_check(const struct kern_shape *shape, const struct kern_wei
                          (unsigned long long)rows, (unsigned long long)columns);
 }
 
-static float f32_of_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static float f32_of_f16(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    uint32_t exponent = half >> 10 & 0x1fu, fraction = half & 0x3ffu;
-    if (exponent == 0) { /* zero or subnormal: fraction · 2⁻²⁴, exact in f32 */
-        float value = (float)fraction * 0x1p-24f;
-        return sign != 0 ? -value : value;
-    }
-    if (exponent == 0x1f) {
-        return f32_of_bits(sign | 0x7f800000u | fraction << 13);
-    }
-    return f32_of_bits(sign | (exponent + 127 - 15) << 23 | fraction << 13);
-}
-
-float kern_tensor_float(const void *data, enum kern_dtype dtype, uint64_t index) {
-    const unsigned char *bytes = data;
-    uint16_t half;
-    float value;
-    switch (dtype) {
-    case KERN_F32:
-        memcpy(&value, bytes + index * 4, sizeof value);
-        return value;
-    case KERN_F16:
-        memcpy(&half, bytes + index * 2, sizeof half);
-        return f32_of_f16(half);
-    case KERN_BF16:
-        memcpy(&half, bytes + index * 2, sizeof half);
-        return f32_of_bits((uint32_t)half << 16);
-    }
-    CHECK(!"a dtype");
-    return 0;
-}
-
 /* ---- which were given --------------------------------------------------------------------- */
 
 /* Three of the model, then of each layer: four norms, a weight for each module, three biases. */

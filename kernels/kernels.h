@@ -138,17 +138,34 @@ uint64_t kern_tile_begin(uint64_t page_elems, uint64_t begin, uint32_t rank, uin
 /* The end of a bias of `columns` that starts at list element `begin`. Pure. */
 uint64_t kern_bias_end(uint64_t begin, uint32_t columns);
 
-/* Copies a row-major f32 matrix into tile order at `image` (zeroed before, f32 list elements).
- * A is [rank_true][columns]; B is given as [columns][rank_true]; the bias is [columns]. _a_gathered
- * is for the embedding's A, [rank_true][columns] too. */
-void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                         const float *a, uint32_t rank_true, uint32_t columns);
-void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                         const float *b, uint32_t rank_true, uint32_t columns);
-void kern_matrix_store_a_gathered(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                                  const float *a, uint32_t rank_true, uint32_t columns);
-void kern_bias_store(float *image, const struct kern_lora *lora, const float *bias,
-                     uint32_t columns);
+/* A matrix or bias as an adapter's file has it: row-major, contiguous, maybe unaligned. */
+struct kern_source {
+    const void *data;
+    enum kern_dtype dtype;
+    uint32_t rank; /* true; of a bias it does not matter */
+    uint32_t columns;
+};
+
+/* Copies one to its place in `image`, list elements of type `elem`, zeroed before; converts,
+ * rounding to nearest. A is [rank][columns]; B is given as [columns][rank]; the bias is [columns].
+ * _a_gathered is for the embedding's A, [rank][columns] too. */
+void kern_matrix_store_a(void *image, enum kern_dtype elem, uint64_t page_elems,
+                         const struct kern_lora *lora, const struct kern_source *a);
+void kern_matrix_store_b(void *image, enum kern_dtype elem, uint64_t page_elems,
+                         const struct kern_lora *lora, const struct kern_source *b);
+void kern_matrix_store_a_gathered(void *image, enum kern_dtype elem, uint64_t page_elems,
+                                  const struct kern_lora *lora, const struct kern_source *a);
+void kern_bias_store(void *image, enum kern_dtype elem, const struct kern_lora *lora,
+                     const struct kern_source *bias);
+
+/* ---- element types ------------------------------------------------------------------------ */
+
+/* Converts `count` elements, rounding to nearest, ties to even; either side maybe unaligned. What
+ * is too large for f16 becomes infinite. */
+void kern_convert(void *to, enum kern_dtype to_dtype, const void *from, enum kern_dtype from_dtype,
+                  uint64_t count);
+/* Whether all of them stay finite as `as`: none is NaN or infinite, or too large for it. */
+bool kern_finite(const void *data, enum kern_dtype dtype, uint64_t count, enum kern_dtype as);
 
 /* ---- a step ------------------------------------------------------------------------------- */
 

@@ -148,73 +148,99 @@ uint64_t kern_bias_end(uint64_t begin, uint32_t columns) {
     return begin + (uint64_t)column_tiles(columns) * KERN_TILE_COLUMNS;
 }
 
-/* A row-major matrix on its way into tile order: A and B differ in nothing but these strides. */
-struct source {
-    const float *elements;
-    uint64_t rank_stride, column_stride;
-    uint32_t rank_true, columns;
+/* ---- the image ---------------------------------------------------------------------------- */
+
+/* Where the tiles of a matrix go. */
+struct target {
+    unsigned char *image;
+    enum kern_dtype elem;
 };
 
-/* One tile: `ranks` ranks from `rank_begin` on, 64 columns from `column_begin` on, as far as the
- * matrix reaches; the rest stays zero. */
-static void tile_store(float *tile, const struct source *m, uint32_t rank_begin, uint32_t ranks,
-                       uint32_t column_begin, bool rank_inner) {
-    for (uint32_t r = 0; r < ranks && rank_begin + r < m->rank_true; r++) {
-        for (uint32_t c = 0; c < KERN_TILE_COLUMNS && column_begin + c < m->columns; c++) {
-            uint32_t place = rank_inner ? c * ranks + r : r * KERN_TILE_COLUMNS + c;
-            tile[place] = m->elements[(rank_begin + r) * m->rank_stride +
-                                      (column_begin + c) * m->column_stride];
+/* `count` elements from element `from` of the source to list element `place`. */
+static void run_store(const struct target *t, uint64_t place, const struct kern_source *m,
+                      uint64_t from, uint32_t count) {
+    const unsigned char *data = m->data;
+    kern_convert(t->image + place * kern_dtype_bytes(t->elem), t->elem,
+                 data + from * kern_dtype_bytes(m->dtype), m->dtype, count);
+}
+
+/* One tile: `ranks` ranks from `rank` on, 64 columns from `column` on, as far as the matrix
+ * reaches; the rest stays zero. */
+typedef void tile_fn(const struct target *t, uint64_t place, const struct kern_source *m,
+                     uint32_t rank, uint32_t ranks, uint32_t column);
+
+static uint32_t min_u32(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+/* [rank][column] → [rank][64 columns] */
+static void tile_store_a(const struct target *t, uint64_t place, const struct kern_source *m,
+                         uint32_t rank, uint32_t ranks, uint32_t column) {
+    uint32_t count = min_u32(KERN_TILE_COLUMNS, m->columns - column);
+    for (uint32_t r = 0; r < ranks && rank + r < m->rank; r++) {
+        run_store(t, place + (uint64_t)r * KERN_TILE_COLUMNS, m,
+                  (uint64_t)(rank + r) * m->columns + column, count);
+    }
+}
+
+/* [column][rank] → [64 columns][ranks] */
+static void tile_store_b(const struct target *t, uint64_t place, const struct kern_source *m,
+                         uint32_t rank, uint32_t ranks, uint32_t column) {
+    uint32_t columns = min_u32(KERN_TILE_COLUMNS, m->columns - column);
+    uint32_t count = rank < m->rank ? min_u32(ranks, m->rank - rank) : 0;
+    for (uint32_t c = 0; c < columns; c++) {
+        run_store(t, place + (uint64_t)c * ranks, m, (uint64_t)(column + c) * m->rank + rank,
+                  count);
+    }
+}
+
+/* [rank][column] → [64 columns][ranks] */
+static void tile_store_gathered(const struct target *t, uint64_t place, const struct kern_source *m,
+                                uint32_t rank, uint32_t ranks, uint32_t column) {
+    uint32_t columns = min_u32(KERN_TILE_COLUMNS, m->columns - column);
+    for (uint32_t r = 0; r < ranks && rank + r < m->rank; r++) {
+        for (uint32_t c = 0; c < columns; c++) {
+            run_store(t, place + (uint64_t)c * ranks + r, m,
+                      (uint64_t)(rank + r) * m->columns + column + c, 1);
         }
     }
 }
 
-static void matrix_store(float *image, uint64_t page_elems, uint64_t begin, uint32_t rank,
-                         const struct source *m, bool rank_inner) {
-    CHECK(m->rank_true <= rank);
+static void matrix_store(const struct target *t, uint64_t page_elems, uint64_t begin, uint32_t rank,
+                         const struct kern_source *m, tile_fn *store) {
+    CHECK(m->rank <= rank);
     uint32_t tiles = column_tiles(m->columns);
-    for (uint32_t rank_begin = 0; rank_begin < rank; rank_begin += KERN_BLOCK_RANKS) {
-        uint32_t left = rank - rank_begin;
-        uint32_t ranks = left < KERN_BLOCK_RANKS ? left : KERN_BLOCK_RANKS;
+    for (uint32_t at = 0; at < rank; at += KERN_BLOCK_RANKS) {
+        uint32_t ranks = min_u32(rank - at, KERN_BLOCK_RANKS);
         for (uint32_t tile = 0; tile < tiles; tile++) {
-            uint64_t place = kern_tile_begin(page_elems, begin, rank, m->columns,
-                                             rank_begin / KERN_BLOCK_RANKS, tile);
-            tile_store(image + place, m, rank_begin, ranks, tile * KERN_TILE_COLUMNS, rank_inner);
+            uint64_t place =
+                kern_tile_begin(page_elems, begin, rank, m->columns, at / KERN_BLOCK_RANKS, tile);
+            store(t, place, m, at, ranks, tile * KERN_TILE_COLUMNS);
         }
     }
 }
 
-void kern_matrix_store_a(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                         const float *a, uint32_t rank_true, uint32_t columns) {
-    const struct source m = {.elements = a,
-                             .rank_stride = columns,
-                             .column_stride = 1,
-                             .rank_true = rank_true,
-                             .columns = columns};
-    matrix_store(image, page_elems, lora->a, lora->rank, &m, false);
+void kern_matrix_store_a(void *image, enum kern_dtype elem, uint64_t page_elems,
+                         const struct kern_lora *lora, const struct kern_source *a) {
+    const struct target t = {.image = image, .elem = elem};
+    matrix_store(&t, page_elems, lora->a, lora->rank, a, tile_store_a);
 }
 
-void kern_matrix_store_a_gathered(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                                  const float *a, uint32_t rank_true, uint32_t columns) {
-    const struct source m = {.elements = a,
-                             .rank_stride = columns,
-                             .column_stride = 1,
-                             .rank_true = rank_true,
-                             .columns = columns};
-    matrix_store(image, page_elems, lora->a, lora->rank, &m, true);
+void kern_matrix_store_a_gathered(void *image, enum kern_dtype elem, uint64_t page_elems,
+                                  const struct kern_lora *lora, const struct kern_source *a) {
+    const struct target t = {.image = image, .elem = elem};
+    matrix_store(&t, page_elems, lora->a, lora->rank, a, tile_store_gathered);
 }
 
-void kern_matrix_store_b(float *image, uint64_t page_elems, const struct kern_lora *lora,
-                         const float *b, uint32_t rank_true, uint32_t columns) {
-    const struct source m = {.elements = b,
-                             .rank_stride = 1,
-                             .column_stride = rank_true,
-                             .rank_true = rank_true,
-                             .columns = columns};
-    matrix_store(image, page_elems, lora->b, lora->rank, &m, true);
+void kern_matrix_store_b(void *image, enum kern_dtype elem, uint64_t page_elems,
+                         const struct kern_lora *lora, const struct kern_source *b) {
+    const struct target t = {.image = image, .elem = elem};
+    matrix_store(&t, page_elems, lora->b, lora->rank, b, tile_store_b);
 }
 
-void kern_bias_store(float *image, const struct kern_lora *lora, const float *bias,
-                     uint32_t columns) {
+void kern_bias_store(void *image, enum kern_dtype elem, const struct kern_lora *lora,
+                     const struct kern_source *bias) {
     CHECK(lora->bias != 0);
-    memcpy(image + lora->bias, bias, columns * sizeof *bias);
+    const struct target t = {.image = image, .elem = elem};
+    run_store(&t, lora->bias, bias, 0, bias->columns);
 }

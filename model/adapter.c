@@ -256,35 +256,44 @@ static enum err open_adapter(struct parsed *p, const struct model_facts *model,
 
 /* ---- the image ---------------------------------------------------------------------------- */
 
-/* Where the list of entry `entry` begins in `elements`: its layer's plane, or the second list. */
-static float *list_begin(const struct model_adapter_plan *plan, uint64_t page_elems,
-                         float *elements, uint32_t entry) {
+/* Where the list of entry `entry` begins in the image: its layer's plane, or the second list. */
+static void *list_begin(const struct model_adapter_plan *plan, uint64_t page_elems,
+                        const struct model_adapter_options *o, void *elements, uint32_t entry) {
     uint32_t layer_pages = plan->page_count - plan->outer_pages;
-    return elements + (uint64_t)(entry / KERN_MODULES) * layer_pages * page_elems;
+    return (unsigned char *)elements +
+           (uint64_t)(entry / KERN_MODULES) * layer_pages * page_elems * kern_dtype_bytes(o->elem);
 }
 
 /* Stores one part of an entry: 0 is A, 1 is B, 2 the bias. */
-static void store_part(const struct parsed *p, const struct kern_shape *shape, uint64_t page_elems,
-                       float *list, uint32_t entry, unsigned part, const float *from) {
+static void store_part(const struct parsed *p, const struct kern_shape *shape,
+                       const struct model_adapter_options *o, void *elements, uint32_t entry,
+                       unsigned part) {
+    const struct model_lora_pair *pair = &p->plan.pairs[entry];
+    const struct model_tensor *const tensors[] = {pair->a, pair->b, pair->bias};
     const struct kern_lora *lora = &p->plan.lora[entry];
-    uint32_t rank = (uint32_t)p->plan.pairs[entry].a->shape[0];
-    uint32_t in = kern_lora_in(shape, entry);
-    uint32_t out = kern_lora_out(shape, entry);
+    uint64_t page_elems = kern_page_elems(shape, o->page_tokens);
+    void *list = list_begin(&p->plan, page_elems, o, elements, entry);
+    const struct kern_source from = {.data = tensors[part]->data,
+                                     .dtype = tensors[part]->dtype,
+                                     .rank = (uint32_t)pair->a->shape[0],
+                                     .columns = part == 0 ? kern_lora_in(shape, entry)
+                                                          : kern_lora_out(shape, entry)};
     if (part == 2) {
-        kern_bias_store(list, lora, from, out);
+        kern_bias_store(list, o->elem, lora, &from);
     } else if (part == 1) {
-        kern_matrix_store_b(list, page_elems, lora, from, rank, out);
+        kern_matrix_store_b(list, o->elem, page_elems, lora, &from);
     } else if (entry == shape->layers * KERN_MODULES + KERN_OUTER_EMBED) {
-        kern_matrix_store_a_gathered(list, page_elems, lora, from, rank, in);
+        kern_matrix_store_a_gathered(list, o->elem, page_elems, lora, &from);
     } else {
-        kern_matrix_store_a(list, page_elems, lora, from, rank, in);
+        kern_matrix_store_a(list, o->elem, page_elems, lora, &from);
     }
 }
 
-/* Converts every tensor, through `scratch` of plan.elements_max, into `elements`, as pool_image has
- * them, or nowhere when that is NULL: the check of their values. */
-static enum err convert(const struct parsed *p, const struct kern_shape *shape, uint64_t page_elems,
-                        float *elements, float *scratch, struct err_text *why) {
+/* Checks every tensor's values and puts it into `elements`, as pool_image has them; NULL: only
+ * checks. */
+static enum err convert(const struct parsed *p, const struct kern_shape *shape,
+                        const struct model_adapter_options *o, void *elements,
+                        struct err_text *why) {
     const struct model_adapter_plan *plan = &p->plan;
     for (uint32_t i = 0; i < kern_lora_count(plan->layers); i++) {
         const struct model_lora_pair *pair = &plan->pairs[i];
@@ -294,30 +303,23 @@ static enum err convert(const struct parsed *p, const struct kern_shape *shape, 
             if (t == NULL) {
                 continue;
             }
-            DCHECK(t->elements <= plan->elements_max);
-            if (!model_tensor_to_f32(t, scratch)) {
+            if (!kern_finite(t->data, t->dtype, t->elements, t->dtype)) {
                 return err_set_field(why, ERR_BAD_ADAPTER, t->name,
                                      MODEL_ADAPTER_FILE ": tensor %s holds NaN or infinity",
                                      t->name);
             }
+            if (!kern_finite(t->data, t->dtype, t->elements, o->elem)) {
+                return err_set_field(why, ERR_UNSUPPORTED_ADAPTER, t->name,
+                                     MODEL_ADAPTER_FILE
+                                     ": tensor %s holds values too large for the model's type",
+                                     t->name);
+            }
             if (elements != NULL) {
-                store_part(p, shape, page_elems, list_begin(plan, page_elems, elements, i), i, part,
-                           scratch);
+                store_part(p, shape, o, elements, i, part);
             }
         }
     }
     return ERR_OK;
-}
-
-static enum err convert_with_scratch(const struct parsed *p, const struct kern_shape *shape,
-                                     uint64_t page_elems, float *elements, struct err_text *why) {
-    float *scratch = malloc(p->plan.elements_max * sizeof *scratch);
-    if (scratch == NULL) {
-        return err_set(why, ERR_NO_SPACE, "no memory to convert the adapter");
-    }
-    enum err e = convert(p, shape, page_elems, elements, scratch, why);
-    free(scratch);
-    return e;
 }
 
 static enum err make_image(const struct parsed *p, const struct kern_shape *shape,
@@ -338,7 +340,7 @@ static enum err make_image(const struct parsed *p, const struct kern_shape *shap
     if (e != ERR_OK) {
         return e;
     }
-    e = convert_with_scratch(p, shape, page_elems, made->elements, why);
+    e = convert(p, shape, o, made->elements, why);
     if (e != ERR_OK) {
         pool_store_abort(store, made);
         return e;
@@ -352,10 +354,6 @@ enum err model_adapter_load(const struct model_facts *model,
                             const struct model_adapter_options *options, const char *id,
                             struct pool_store *store, struct pool_image **image,
                             struct model_adapter_facts *facts, struct err_text *why) {
-    if (options->elem != KERN_F32) { /* 16-bit devices: convert() is where they differ */
-        return err_set(why, ERR_UNSUPPORTED_ADAPTER, "images of %u-byte elements are not supported",
-                       kern_dtype_bytes(options->elem));
-    }
     struct parsed p = {0};
     struct model_adapter_facts f = {0};
     enum err e = open_adapter(&p, model, options, id, &f, why);
@@ -381,8 +379,7 @@ enum err model_adapter_check(const struct model_facts *model,
     struct model_adapter_facts f = {0};
     enum err e = open_adapter(&p, model, options, id, &f, why);
     if (e == ERR_OK) {
-        e = convert_with_scratch(&p, &model->shape,
-                                 kern_page_elems(&model->shape, options->page_tokens), NULL, why);
+        e = convert(&p, &model->shape, options, NULL, why);
     }
     if (e == ERR_OK) {
         *facts = f;

@@ -172,7 +172,6 @@ static enum err place_tensor(struct model_adapter_plan *p, const struct model_te
                              t->name, (*part)->name);
     }
     *part = t;
-    p->elements_max = t->elements > p->elements_max ? t->elements : p->elements_max;
     return ERR_OK;
 }
 

@@ -23,7 +23,6 @@ struct model_adapter_plan {
     uint32_t rank_max;
     uint32_t page_count;   /* of both lists */
     uint32_t outer_pages;  /* of the second */
-    uint64_t elements_max; /* of the largest tensor */
 };
 
 /* `st` must outlive `out`. On an error `out` is empty.

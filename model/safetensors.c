@@ -1,6 +1,5 @@
 #include "model/safetensors.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,44 +230,6 @@ void model_st_deinit(struct model_st *st) {
     free(st->tensors);
     json_decref(st->header);
     *st = (struct model_st){0};
-}
-
-static float from_bits(uint32_t bits) {
-    float value = 0;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static float from_f16(uint16_t half) {
-    uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
-    uint32_t exponent = (half >> 10) & 0x1fu;
-    uint32_t mantissa = half & 0x3ffu;
-    if (exponent == 0x1f) {
-        return from_bits(sign | 0x7f800000u | mantissa << 13);
-    }
-    if (exponent == 0) { /* zero and subnormals: mantissa × 2^-24, exact in f32 */
-        float value = (float)mantissa * 0x1p-24f;
-        return sign != 0 ? -value : value;
-    }
-    return from_bits(sign | (exponent + 112) << 23 | mantissa << 13);
-}
-
-bool model_tensor_to_f32(const struct model_tensor *t, float *out) {
-    CHECK(t->is_float);
-    if (t->dtype == KERN_F32) {
-        memcpy(out, t->data, t->bytes);
-    } else {
-        for (uint64_t i = 0; i < t->elements; i++) {
-            uint16_t bits = 0;
-            memcpy(&bits, t->data + 2 * i, sizeof bits);
-            out[i] = t->dtype == KERN_BF16 ? from_bits((uint32_t)bits << 16) : from_f16(bits);
-        }
-    }
-    bool finite = true;
-    for (uint64_t i = 0; i < t->elements; i++) {
-        finite &= isfinite(out[i]) != 0;
-    }
-    return finite;
 }
 
 const char *model_tensor_shape(const struct model_tensor *t, char room[MODEL_ST_SHAPE_TEXT_BYTES]) {

@@ -47,10 +47,6 @@ NODISCARD enum err model_st_parse(struct model_st *out, const uint8_t *data, uin
                                   struct model_origin origin, struct err_text *why);
 void model_st_deinit(struct model_st *st);
 
-/* Converts all elements; false when one is NaN or infinite. t->is_float is the caller's to check.
- */
-NODISCARD bool model_tensor_to_f32(const struct model_tensor *t, float *out);
-
 /* "[8, 576]" */
 const char *model_tensor_shape(const struct model_tensor *t, char room[MODEL_ST_SHAPE_TEXT_BYTES]);
 

@@ -33,7 +33,8 @@ static uint64_t check_tensor(const struct model_tensor *t, const uint8_t *data, 
     if (t->is_float) {
         float *values = malloc((t->elements + 1) * sizeof *values);
         demand(values != NULL, "memory", t->name);
-        bool finite = model_tensor_to_f32(t, values);
+        kern_convert(values, KERN_F32, t->data, t->dtype, t->elements);
+        bool finite = kern_finite(t->data, t->dtype, t->elements, t->dtype);
         for (uint64_t i = 0; i < t->elements && finite; i++) {
             demand(isfinite(values[i]), "NaN called finite", t->name);
         }

@@ -295,14 +295,16 @@ static void lora_store(const struct rig *r, uint32_t adapter, uint32_t entry, fl
     }
     uint64_t elems = kern_page_elems(&r->shape, r->limits.page_tokens);
     uint32_t in = kern_lora_in(&r->shape, entry), out = kern_lora_out(&r->shape, entry);
+    const struct kern_source a = {t->a, KERN_F32, t->rank, in}, b = {t->b, KERN_F32, t->rank, out};
+    const struct kern_source bias = {t->bias, KERN_F32, t->rank, out};
     if (entry == r->shape.layers * KERN_MODULES + KERN_OUTER_EMBED) {
-        kern_matrix_store_a_gathered(list, elems, k, t->a, t->rank, in);
+        kern_matrix_store_a_gathered(list, KERN_F32, elems, k, &a);
     } else {
-        kern_matrix_store_a(list, elems, k, t->a, t->rank, in);
+        kern_matrix_store_a(list, KERN_F32, elems, k, &a);
     }
-    kern_matrix_store_b(list, elems, k, t->b, t->rank, out);
+    kern_matrix_store_b(list, KERN_F32, elems, k, &b);
     if (t->bias != NULL) {
-        kern_bias_store(list, k, t->bias, out);
+        kern_bias_store(list, KERN_F32, k, &bias);
     }
 }
 

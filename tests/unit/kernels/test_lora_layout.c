@@ -114,6 +114,23 @@ static float *filled(uint32_t matrix, uint32_t rank, uint32_t columns, bool rank
     return m;
 }
 
+/* The same image, converted as a whole or matrix by matrix on its way. */
+static void same_in_halves(uint64_t page_elems, const struct kern_lora *lora, const float *image,
+                           uint64_t end, const struct kern_source *a, const struct kern_source *b) {
+    uint16_t *whole = calloc(end, sizeof *whole), *parts = calloc(end, sizeof *parts);
+    uint16_t *halves = calloc((size_t)b->rank * b->columns, sizeof *halves);
+    assert_true(whole != NULL && parts != NULL && halves != NULL);
+    kern_convert(whole, KERN_BF16, image, KERN_F32, end);
+    kern_matrix_store_a(parts, KERN_BF16, page_elems, lora, a);
+    kern_convert(halves, KERN_BF16, b->data, KERN_F32, (uint64_t)b->rank * b->columns);
+    const struct kern_source stored = {halves, KERN_BF16, b->rank, b->columns};
+    kern_matrix_store_b(parts, KERN_BF16, page_elems, lora, &stored);
+    assert_memory_equal(whole, parts, end * sizeof *whole);
+    free(whole);
+    free(parts);
+    free(halves);
+}
+
 static void round_trip(uint64_t page_elems, uint32_t rank_true, uint32_t in, uint32_t out) {
     struct kern_lora lora = {.rank = kern_rank_padded(rank_true), .a = 64};
     lora.b = kern_matrix_end(page_elems, lora.a, lora.rank, in);
@@ -121,8 +138,11 @@ static void round_trip(uint64_t page_elems, uint32_t rank_true, uint32_t in, uin
     float *image = calloc(end, sizeof *image); /* exact: the sanitizer sees a write beyond */
     assert_non_null(image);
     float *a = filled(0, rank_true, in, false), *b = filled(1, rank_true, out, true);
-    kern_matrix_store_a(image, page_elems, &lora, a, rank_true, in);
-    kern_matrix_store_b(image, page_elems, &lora, b, rank_true, out);
+    const struct kern_source source_a = {a, KERN_F32, rank_true, in};
+    const struct kern_source source_b = {b, KERN_F32, rank_true, out};
+    kern_matrix_store_a(image, KERN_F32, page_elems, &lora, &source_a);
+    kern_matrix_store_b(image, KERN_F32, page_elems, &lora, &source_b);
+    same_in_halves(page_elems, &lora, image, end, &source_a, &source_b);
     uint64_t nonzero = 0;
     for (uint64_t i = 0; i < end; i++) {
         nonzero += image[i] != 0;

@@ -209,8 +209,6 @@ static void test_limits_of_size(void **state) {
     small.options.page_count_max = 2; /* r64 needs more, and its file is checked after that */
     assert_int_equal(load(&small, f->options.root, "r64", &image, &why), ERR_UNSUPPORTED_ADAPTER);
     assert_non_null(strstr(why.message, "pages, one may have 2"));
-    small.options.elem = KERN_BF16;
-    assert_int_equal(load(&small, f->options.root, "r1", &image, &why), ERR_UNSUPPORTED_ADAPTER);
     struct pool_store_options tiny = {.bytes = 4096, .chunk_bytes = 4096};
     small = *f;
     assert_int_equal(pool_store_open(&small.store, &tiny), ERR_OK);
@@ -395,6 +393,32 @@ static void test_the_list_is_sorted_and_has_folders_only(void **state) {
     assert_int_equal(model_adapter_list(dir, note, &l, NULL), ERR_ADAPTER_UNREADABLE);
 }
 
+/* The images of the three element types hold the same matrices in the same places. */
+static void test_images_of_sixteen_bits(void **state) {
+    struct fixture *f = *state;
+    struct err_text why = {0};
+    struct pool_image *wide = NULL;
+    assert_int_equal(load(f, f->options.root, "r64", &wide, &why), ERR_OK);
+    static const enum kern_dtype types[] = {KERN_BF16, KERN_F16};
+    for (size_t i = 0; i < 2; i++) {
+        struct fixture half = *f;
+        struct pool_store_options options = {.bytes = 64 << 20, .chunk_bytes = 8 << 20};
+        struct pool_image *image = NULL;
+        half.options.elem = types[i];
+        assert_int_equal(pool_store_open(&half.store, &options), ERR_OK);
+        assert_int_equal(load(&half, f->options.root, "r64", &image, &why), ERR_OK);
+        assert_int_equal(image->bytes * 2, wide->bytes);
+        uint16_t *converted = malloc(image->bytes);
+        assert_non_null(converted);
+        kern_convert(converted, types[i], wide->elements, KERN_F32, image->bytes / 2);
+        assert_memory_equal(converted, image->elements, image->bytes);
+        free(converted);
+        pool_store_drop(half.store, image);
+        pool_store_close(half.store);
+    }
+    pool_store_drop(f->store, wide);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bad_adapters_are_refused_by_name),
@@ -405,6 +429,7 @@ int main(void) {
         cmocka_unit_test(test_ids),
         cmocka_unit_test(test_what_is_not_there),
         cmocka_unit_test(test_what_may_not_be_read_now),
+        cmocka_unit_test(test_images_of_sixteen_bits),
         cmocka_unit_test(test_links_and_fifos),
         cmocka_unit_test(test_the_revision_and_the_stamp_follow_the_bytes),
         cmocka_unit_test(test_the_list_is_sorted_and_has_folders_only),

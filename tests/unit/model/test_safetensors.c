@@ -8,8 +8,6 @@
 
 #include <cmocka.h>
 
-#include <math.h>
-
 #include "model/safetensors.h"
 #include "tests/unit/model/files.h"
 
@@ -113,60 +111,11 @@ static void test_refuses_a_header_longer_than_the_file(void **state) {
     }
 }
 
-static float one_f16(uint16_t bits, bool *finite) {
-    uint8_t raw[3] = {0, (uint8_t)bits, (uint8_t)(bits >> 8)};
-    struct model_tensor t = {
-        .is_float = true, .dtype = KERN_F16, .elements = 1, .bytes = 2, .data = raw + 1};
-    float out = 0;
-    *finite = model_tensor_to_f32(&t, &out);
-    return out;
-}
-
-static void test_converts_f16(void **state) {
-    (void)state;
-    const struct {
-        uint16_t bits;
-        float value;
-    } known[] = {{0x0000, 0.0F},          {0x3c00, 1.0F},       {0xc000, -2.0F},
-                 {0x7bff, 65504.0F},      {0x0400, 0x1p-14F},   {0x0001, 0x1p-24F},
-                 {0x83ff, -0x1.ff8p-15F}, {0x3555, 0x1.554p-2F}};
-    bool finite = false;
-    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
-        assert_true(one_f16(known[i].bits, &finite) == known[i].value);
-        assert_true(finite);
-    }
-    assert_true(signbit(one_f16(0x8000, &finite)));
-    assert_true(isinf(one_f16(0xfc00, &finite)));
-    assert_false(finite);
-    assert_true(isnan(one_f16(0x7e01, &finite)));
-    assert_false(finite);
-}
-
-static void test_converts_f32_and_bf16_unaligned(void **state) {
-    (void)state;
-    uint8_t raw[9] = {0};
-    float in[2] = {1.5F, -3.25e-8F};
-    memcpy(raw + 1, in, sizeof in);
-    struct model_tensor t = {
-        .is_float = true, .dtype = KERN_F32, .elements = 2, .bytes = 8, .data = raw + 1};
-    float out[2] = {0};
-    assert_true(model_tensor_to_f32(&t, out));
-    assert_memory_equal(in, out, sizeof in);
-    const uint8_t bf16[5] = {0, 0xc0, 0x3f, 0x80, 0xff}; /* 1.5, -infinity */
-    t = (struct model_tensor){
-        .is_float = true, .dtype = KERN_BF16, .elements = 2, .bytes = 4, .data = bf16 + 1};
-    assert_false(model_tensor_to_f32(&t, out));
-    assert_true(out[0] == 1.5F);
-    assert_true(isinf(out[1]));
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reads_tensors_in_the_order_of_their_bytes),
         cmocka_unit_test(test_refuses_what_lies),
         cmocka_unit_test(test_refuses_a_header_longer_than_the_file),
-        cmocka_unit_test(test_converts_f16),
-        cmocka_unit_test(test_converts_f32_and_bf16_unaligned),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
