@@ -205,6 +205,11 @@ static void prefill_plan(const struct kern_step *step, struct cuda_block *b,
 
 /* ---- the device's view -------------------------------------------------------------------- */
 
+enum err cuda_attention_open(struct kern_device *d, struct err_text *why) {
+    enum err e = cuda_decode_open(d, why);
+    return e != ERR_OK ? e : cuda_prefill_open(d, why);
+}
+
 uint64_t cuda_attention_scratch_bytes(const struct kern_device *d) {
     const struct kern_shape *s = &d->shape;
     uint64_t partial = cuda_decode_partial(s->heads, s->kv_heads, s->head_dim);
@@ -216,7 +221,8 @@ uint64_t cuda_attention_meta_bytes(const struct kern_device *d) {
     uint64_t chunks = tokens / 2 < d->limits.slots ? tokens / 2 : d->limits.slots;
     uint64_t arrivals = rows * units(d) * sizeof(uint32_t);
     uint64_t prefill = (tokens / CUDA_PREFILL_ROWS + chunks) * sizeof(struct cuda_prefill_item);
-    return splits_max(d) * sizeof(struct cuda_decode_item) + arrivals + prefill + 3 * CUDA_ALIGN;
+    uint64_t gaps = CUDA_ALIGN; /* between three arrays */
+    return splits_max(d) * sizeof(struct cuda_decode_item) + arrivals + prefill + gaps;
 }
 
 void cuda_attention_plan(const struct kern_device *d, const struct kern_step *step,

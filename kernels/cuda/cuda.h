@@ -321,8 +321,11 @@ uint64_t cuda_attention_meta_bytes(const struct kern_device *d);
 /* Fills meta->attention; arrays go into `b`. Host. */
 void cuda_attention_plan(const struct kern_device *d, const struct kern_step *step,
                          struct cuda_block *b, struct cuda_meta *meta);
-/* What the kernels must be told once: shared memory above 48 KiB. */
+/* What the runtime must be told once of the kernels that the shape needs: their shared memory.
+ * ERR_BAD_MODEL: no kernel has the shape's head_dim. */
 enum err cuda_attention_open(struct kern_device *d, struct err_text *why);
+enum err cuda_decode_open(struct kern_device *d, struct err_text *why);
+enum err cuda_prefill_open(struct kern_device *d, struct err_text *why);
 /* Chunks of one token, of any context. */
 void cuda_attention_decode(struct kern_device *d, uint32_t layer);
 /* Chunks of more. Launched in mixed buckets only. */
