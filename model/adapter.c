@@ -17,6 +17,7 @@
 #include "model/adapter_plan.h"
 #include "model/file.h"
 #include "model/model.h"
+#include "model/outer.h"
 #include "model/peft_config.h"
 #include "model/safetensors.h"
 
@@ -160,17 +161,18 @@ static enum err weights_missing(int dir, struct err_text *why) {
     return file_error(MODEL_ADAPTER_FILE, ENOENT, why);
 }
 
-/* No adapter that fits into the allowed pages has a larger file: an element of the image takes at
- * most 4 bytes of it. */
+/* No adapter that fits into the allowed pages has a larger file: an element of the image, or of a
+ * copy of the embedding or the head, takes at most 4 bytes of it. */
 static uint64_t weights_bytes_max(const struct kern_shape *shape,
                                   const struct model_adapter_options *o, uint64_t page_elems) {
     uint64_t bytes = 0;
+    uint64_t others =
+        MODEL_ST_HEADER_BYTES_MAX + (uint64_t)shape->vocab * shape->hidden * KERN_OUTERS * 4;
     if (__builtin_mul_overflow((uint64_t)o->page_count_max * shape->layers * 4, page_elems,
                                &bytes)) {
         return UINT64_MAX;
     }
-    return bytes > UINT64_MAX - MODEL_ST_HEADER_BYTES_MAX ? UINT64_MAX
-                                                          : bytes + MODEL_ST_HEADER_BYTES_MAX;
+    return bytes > UINT64_MAX - others ? UINT64_MAX : bytes + others;
 }
 
 static enum err read_files(struct parsed *p, int dir, uint64_t bytes_max, struct err_text *why) {
@@ -250,6 +252,18 @@ static enum err open_adapter(struct parsed *p, const struct model_facts *model,
     if (e == ERR_OK) {
         fill_facts(&f, p, shape, o);
         *facts = f;
+    }
+    return e;
+}
+
+/* PEFT computes with the copies, Lorry with the base's own: they must be the same. */
+static enum err compare_copies(const struct parsed *p, const struct model_facts *model,
+                               struct err_text *why) {
+    enum err e = ERR_OK;
+    for (uint32_t i = 0; i < KERN_OUTERS && e == ERR_OK; i++) {
+        if (p->plan.copies[i] != NULL) {
+            e = model_outer_compare(&model->outers[i], p->plan.copies[i], why);
+        }
     }
     return e;
 }
@@ -361,6 +375,9 @@ enum err model_adapter_load(const struct model_facts *model,
         /* Found: these very bytes were converted before. */
         struct pool_image *found = pool_store_find(store, f.id, f.revision);
         if (found == NULL) {
+            e = compare_copies(&p, model, why);
+        }
+        if (found == NULL && e == ERR_OK) {
             e = make_image(&p, &model->shape, options, &f, store, &found, why);
         }
         if (e == ERR_OK) {
@@ -378,6 +395,9 @@ enum err model_adapter_check(const struct model_facts *model,
     struct parsed p = {0};
     struct model_adapter_facts f = {0};
     enum err e = open_adapter(&p, model, options, id, &f, why);
+    if (e == ERR_OK) {
+        e = compare_copies(&p, model, why);
+    }
     if (e == ERR_OK) {
         e = convert(&p, &model->shape, options, NULL, why);
     }

@@ -116,9 +116,6 @@ static const char *not_supported(const char *name) {
     static const struct {
         const char *part, *text;
     } reasons[] = {
-        {".base_layer.weight",
-         "it is a copy of a base matrix, which PEFT saves beside LoRA on embed_tokens and lm_head; "
-         "save the adapter with save_embedding_layers=False"},
         {"lora_magnitude_vector", "DoRA is not supported; merge the adapter into its base"},
         {"trainable_tokens_delta",
          "trained tokens (trainable_token_indices) are not supported; merge the adapter into its "
@@ -138,9 +135,41 @@ static const char *not_supported(const char *name) {
            "merge the adapter into its base";
 }
 
-static enum err place_tensor(struct model_adapter_plan *p, const struct model_tensor *t,
-                             struct err_text *why) {
+/* Whether the tensor is the base's embedding or head, as PEFT saves them: with LoRA on them under
+ * base_layer, else (save_embedding_layers, or a vocabulary that was resized) under their own name.
+ */
+static bool parse_copy(const char *name, struct place *place) {
+    const char *at = name;
+    return skip(&at, "base_model.model.") && skip_outer(&at, place) &&
+           (strcmp(at, ".base_layer.weight") == 0 || strcmp(at, ".weight") == 0);
+}
+
+static enum err place_copy(struct model_adapter_plan *p, const struct kern_shape *shape,
+                           uint32_t which, const struct model_tensor *t, struct err_text *why) {
+    if (!t->is_float || t->dims != 2 || t->shape[0] != shape->vocab ||
+        t->shape[1] != shape->hidden) {
+        char room[MODEL_ST_SHAPE_TEXT_BYTES];
+        return err_set_field(why, ERR_UNSUPPORTED_ADAPTER, t->name,
+                             MODEL_ADAPTER_FILE ": tensor %s is %s %s, the base's is [%u, %u]; "
+                                                "neither a resized vocabulary nor another type "
+                                                "is supported",
+                             t->name, t->dtype_name, model_tensor_shape(t, room), shape->vocab,
+                             shape->hidden);
+    }
+    if (p->copies[which] != NULL) {
+        return bad(why, ERR_BAD_ADAPTER, t->name, "it is there twice");
+    }
+    p->copies[which] = t;
+    return ERR_OK;
+}
+
+static enum err place_tensor(struct model_adapter_plan *p, const struct kern_shape *shape,
+                             const struct model_tensor *t, struct err_text *why) {
     struct place place = {0};
+    if (parse_copy(t->name, &place)) {
+        return place_copy(p, shape, place.which, t, why);
+    }
+    place = (struct place){0};
     if (!parse_name(t->name, &place)) {
         return bad(why, ERR_UNSUPPORTED_ADAPTER, t->name, not_supported(t->name));
     }
@@ -335,14 +364,14 @@ enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_sh
         goto out;
     }
     for (uint32_t i = 0; i < st->count && e == ERR_OK; i++) {
-        e = place_tensor(&p, &st->tensors[i], why);
+        e = place_tensor(&p, shape, &st->tensors[i], why);
     }
     for (uint32_t i = 0; i < entries && e == ERR_OK; i++) {
         e = plan_entry(&p, i, shape, peft, why);
     }
     if (e == ERR_OK && p.modules == 0) {
         e = err_set_field(why, ERR_BAD_ADAPTER, MODEL_ADAPTER_FILE,
-                          MODEL_ADAPTER_FILE ": it holds no tensors");
+                          MODEL_ADAPTER_FILE ": it holds no tensors of LoRA");
     }
     if (e == ERR_OK) {
         plan_pages(&p, shape, page_elems);

@@ -19,10 +19,13 @@ struct model_adapter_plan {
     uint32_t layers;
     struct model_lora_pair *pairs; /* [kern_lora_count(layers)] */
     struct kern_lora *lora;        /* [kern_lora_count(layers)] */
-    uint32_t modules;              /* pairs that are there */
+    /* Of the base's embedding and head, [vocab, hidden], or NULL: right only if they equal these.
+     */
+    const struct model_tensor *copies[KERN_OUTERS];
+    uint32_t modules; /* pairs that are there */
     uint32_t rank_max;
-    uint32_t page_count;   /* of both lists */
-    uint32_t outer_pages;  /* of the second */
+    uint32_t page_count;  /* of both lists */
+    uint32_t outer_pages; /* of the second */
 };
 
 /* `st` must outlive `out`. On an error `out` is empty.

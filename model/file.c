@@ -40,11 +40,10 @@ int model_file_open(int dir, const char *name, int *fd, struct model_stat *stat)
     return 0;
 }
 
-/* Fills `data` from the file's start; ESTALE when the file is not exactly `count` bytes long. */
-static int read_exactly(int fd, uint8_t *data, uint64_t count) {
-    uint64_t done = 0;
-    while (done < count) {
-        ssize_t got = pread(fd, data + done, count - done, (off_t)done);
+int model_file_read_at(int fd, uint64_t offset, void *data, uint64_t count) {
+    uint8_t *at = data;
+    while (count > 0) {
+        ssize_t got = pread(fd, at, count, (off_t)offset);
         if (got < 0) {
             if (errno == EINTR) {
                 continue;
@@ -54,10 +53,11 @@ static int read_exactly(int fd, uint8_t *data, uint64_t count) {
         if (got == 0) {
             return ESTALE;
         }
-        done += (uint64_t)got;
+        at += got;
+        offset += (uint64_t)got;
+        count -= (uint64_t)got;
     }
-    uint8_t more = 0;
-    return pread(fd, &more, 1, (off_t)count) == 0 ? 0 : ESTALE;
+    return 0;
 }
 
 int model_file_read(int dir, const char *name, uint64_t bytes_max, struct model_bytes *out) {
@@ -77,7 +77,11 @@ int model_file_read(int dir, const char *name, uint64_t bytes_max, struct model_
         error = ENOMEM;
         goto out;
     }
-    error = read_exactly(fd, data, stat.bytes);
+    error = model_file_read_at(fd, 0, data, stat.bytes);
+    uint8_t more = 0;
+    if (error == 0 && pread(fd, &more, 1, (off_t)stat.bytes) != 0) {
+        error = ESTALE;
+    }
     if (error == 0) {
         *out = (struct model_bytes){.data = data, .count = stat.bytes};
         data = NULL;

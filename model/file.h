@@ -30,6 +30,8 @@ NODISCARD int model_file_open(int dir, const char *name, int *fd, struct model_s
  * ESTALE "it changed its length meanwhile". `out` is written only on 0. */
 NODISCARD int model_file_read(int dir, const char *name, uint64_t bytes_max,
                               struct model_bytes *out);
+/* Reads exactly `count` bytes. Returns 0 or errno; ESTALE is "it ends before". Thread: any. */
+NODISCARD int model_file_read_at(int fd, uint64_t offset, void *data, uint64_t count);
 void model_bytes_free(struct model_bytes *b);
 
 /* errno as a person reads it: the values above mean something else here than in strerror(). */

@@ -10,12 +10,14 @@
 #include "base/check.h"
 #include "model/config.h"
 #include "model/file.h"
+#include "model/outer.h"
 #include "model/weights.h"
 
 struct model {
     struct model_facts facts;
     float *rope_freq;                   /* facts.shape.rope_freq */
     struct model_checkpoint checkpoint; /* empty after model_weights() */
+    struct model_outer outers[KERN_OUTERS];
 };
 
 static enum err read_json_file(int dir, const char *name, bool optional, struct model_bytes *out,
@@ -59,6 +61,17 @@ static enum err read_name(struct model_facts *facts, const char *dir, struct err
     return e;
 }
 
+static enum err open_outers(struct model *m, int dir, struct err_text *why) {
+    enum err e = ERR_OK;
+    for (enum kern_outer o = 0; o < KERN_OUTERS && e == ERR_OK; o++) {
+        bool head = o == KERN_OUTER_HEAD && !m->facts.tied;
+        e = model_outer_open(&m->outers[o], dir, &m->checkpoint, head ? KERN_LM_HEAD : KERN_EMBED,
+                             why);
+    }
+    m->facts.outers = m->outers;
+    return e;
+}
+
 static enum err open_all(struct model *m, const char *dir, int fd, struct err_text *why) {
     struct model_bytes config = {0};
     struct model_bytes generation = {0};
@@ -74,6 +87,9 @@ static enum err open_all(struct model *m, const char *dir, int fd, struct err_te
     }
     if (e == ERR_OK) {
         e = model_checkpoint_open(&m->checkpoint, fd, &m->facts, why);
+    }
+    if (e == ERR_OK) {
+        e = open_outers(m, fd, why);
     }
     if (e == ERR_OK) {
         m->facts.shape.dtype = model_checkpoint_dtype(&m->checkpoint);
@@ -105,6 +121,9 @@ enum err model_open(struct model **out, const char *dir, struct err_text *why) {
     if (m == NULL) {
         return err_set(why, ERR_NO_MEMORY, "no memory for a model");
     }
+    for (enum kern_outer o = 0; o < KERN_OUTERS; o++) {
+        m->outers[o].fd = -1;
+    }
     enum err e;
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
@@ -130,6 +149,9 @@ void model_close(struct model *m) {
         return;
     }
     model_checkpoint_close(&m->checkpoint);
+    for (enum kern_outer o = 0; o < KERN_OUTERS; o++) {
+        model_outer_close(&m->outers[o]);
+    }
     free(m->rope_freq);
     free(m);
 }

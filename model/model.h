@@ -3,9 +3,10 @@
  * Files are untrusted: every size and offset is checked before use, and what would change the
  * output but is not supported is refused by the name of the field or tensor; never silently wrong.
  * A base model's weight files are mapped from model_open() to model_weights(): who cuts one short
- * in that time ends the process. Adapters' files are read.
- * Thread: a model is immutable after model_weights(); model_step() belongs to the loop thread, and
- * model_adapter_*() may run on any number of loader threads. */
+ * in that time ends the process. Those of the embedding and the head stay open, and nobody may
+ * write to them while the model is. Adapters' files are read. Thread: a model is immutable after
+ * model_weights(); model_step() belongs to the loop thread, and model_adapter_*() may run on any
+ * number of loader threads. */
 #ifndef LORRY_MODEL_MODEL_H
 #define LORRY_MODEL_MODEL_H
 
@@ -38,6 +39,8 @@ struct model_facts {             /* of config.json and generation_config.json */
     float temperature, top_p, min_p, repetition_penalty;
     uint32_t top_k;
     uint64_t weight_bytes; /* as stored */
+    /* Where the embedding and the head lie on disk; of the model, [KERN_OUTERS]. */
+    const struct model_outer *outers;
 };
 
 /* Reads config.json, generation_config.json and the headers of the weight files (mapped, not read).
@@ -103,7 +106,8 @@ NODISCARD enum err model_adapter_stat(const char *root, const char *id,
  *         why names the file, field or tensor; ERR_NO_SPACE: the store is full of held images, or
  *         there is no memory for the files: worth retrying.
  * Cost    reads the files once, whole, into memory that is given back; hashes them; one pass of
- *         conversion, unless an image of the same bytes is in the store. */
+ *         conversion, unless an image of the same bytes is in the store. Copies of the embedding
+ * and the head are read with them, and the model's own in small parts. */
 NODISCARD enum err model_adapter_load(const struct model_facts *model,
                                       const struct model_adapter_options *options, const char *id,
                                       struct pool_store *store, struct pool_image **image,

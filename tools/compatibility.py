@@ -110,6 +110,7 @@ KINDS = (
     ("`lora_bias`", field("lora_bias"), None),
     ("LoRA on `embed_tokens`", tensor("embed_tokens.lora_"), None),
     ("LoRA on `lm_head`", tensor("lm_head.lora_"), None),
+    ("copies of these that equal the base's", tensor(r"\.base_layer\.weight"), None),
     ("`ensure_weight_tying`", field("ensure_weight_tying"), "ensure-weight-tying"),
     ("`use_dora`", field("use_dora"), "use-dora"),
     ("`modules_to_save`", field("modules_to_save"), "modules-to-save"),

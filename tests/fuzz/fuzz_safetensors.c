@@ -50,6 +50,12 @@ static void plan(const struct model_st *st) {
     enum err e = model_adapter_plan(&p, &SHAPE, &peft, st, KERN_TILE_ELEMENTS, &why);
     if (e == ERR_OK) {
         demand(p.modules > 0 && p.page_count > 0 && p.rank_max == 1, "an empty plan", "");
+        for (uint32_t i = 0; i < KERN_OUTERS; i++) {
+            const struct model_tensor *copy = p.copies[i];
+            demand(copy == NULL ||
+                       (copy->is_float && copy->elements == (uint64_t)SHAPE.vocab * SHAPE.hidden),
+                   "a copy of another shape", copy == NULL ? "" : copy->name);
+        }
     } else {
         demand(e == ERR_BAD_ADAPTER || e == ERR_UNSUPPORTED_ADAPTER, "another error", err_name(e));
         demand(fuzz_reason_good(&why), "an error without a good reason", why.message);

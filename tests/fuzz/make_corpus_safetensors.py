@@ -53,6 +53,12 @@ FILES = {
         (f"{DOWN}.lora_B.default.weight", "BF16", 2, 1),
         __metadata__={"format": "pt"},
     ),
+    "lora-copies": build(
+        (f"{Q}.lora_A.weight", "F32", 1, 2),
+        (f"{Q}.lora_B.weight", "F32", 16, 1),
+        ("base_model.model.model.embed_tokens.base_layer.weight", "F16", 4, 2),
+        ("base_model.model.lm_head.weight", "BF16", 4, 2),
+    ),
     "lora-half": build((f"{Q}.lora_A.weight", "F32", 1, 2)),
     "lora-layer": build((f"{Q.replace('0', '99999999999')}.lora_A.weight", "F32", 1, 2)),
 }

@@ -175,12 +175,10 @@ def unsupported_tensors():
         "dora-tensor": (f"{Q}.lora_magnitude_vector", [Q_OUT]),
         "embedding-bias": (f"{embed}.lora_embedding_B.bias", [HIDDEN]),
         "embedding-linear": (f"{embed}.lora_A.weight", [2, 320]),
-        "embedding-copy": (f"{embed}.base_layer.weight", [320, HIDDEN]),
         "head-embedding": (f"{head}.lora_embedding_A", [2, HIDDEN]),
-        "head-base-copy": (f"{head}.base_layer.weight", [320, HIDDEN]),
         "tokens-delta": (f"{embed}.token_adapter.trainable_tokens_delta", [2, HIDDEN]),
         "head-saved": (f"{head}.modules_to_save.weight", [320, HIDDEN]),
-        "head-copy": (f"{head}.weight", [320, HIDDEN]),
+        "module-copy": (f"{Q}.base_layer.weight", [Q_OUT, 1]),
         "saved-norm": ("base_model.model.model.norm.weight", [HIDDEN]),
         "base-bias": (f"{Q}.bias", [Q_OUT]),
         "other-module": ("base_model.model.model.layers.0.mlp.experts.0.w1.lora_A.weight", [2, 96]),
@@ -191,6 +189,14 @@ def unsupported_tensors():
     }
     for name, (extra_name, shape) in extra.items():
         yield name, weights([*pair(), tensor(extra_name, shape)]), [extra_name]
+    for name, copy, rows, word in (
+        ("embedding-copy", f"{embed}.base_layer.weight", 320, "differs"),
+        ("head-copy", f"{head}.weight", 320, "differs"),
+        ("embedding-resized", f"{embed}.weight", 321, "[320, 96]"),
+        ("head-resized", f"{head}.base_layer.weight", 321, "[320, 96]"),
+    ):
+        half = tensor(copy, [rows, HIDDEN], "BF16", b"\x80\x3f")
+        yield name, weights([*pair(), half]), [copy, word]
     yield "bias-of-a", weights([*pair(), tensor(f"{Q}.lora_A.bias", [2])]), ["lora_A.bias"]
     yield "dtype-int8", weights([tensor(A, [2, HIDDEN], "I8", b"\1"), pair()[1]]), [A, "I8"]
     yield "dtype-f64", weights([tensor(A, [2, HIDDEN], "F64", ONE * 2), pair()[1]]), [A, "F64"]

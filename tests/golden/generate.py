@@ -270,6 +270,7 @@ ADAPTERS = {
             BF16, ["o_proj", "gate_proj"], r=9, lora_alpha=18, layers_to_transform=[0, 2],
             layers_pattern="layers",
         ),
+        "copies": lora(BF16, ["embed_tokens", "lm_head", "k_proj"], r=4, lora_alpha=8),
     },
     "tiny-qwen2": {
         "r1-k": lora(F32, ["k_proj"], r=1, lora_alpha=3),
@@ -281,6 +282,7 @@ ADAPTERS = {
         ),
         "embedding-head": lora(BF16, ["embed_tokens", "lm_head"], r=8, lora_alpha=8),
         "head-bias": lora(F32, ["lm_head", "up_proj"], r=33, lora_alpha=33, lora_bias=True),
+        "copies": lora(BF16, ["lm_head"], r=4, lora_alpha=8),
     },
     "tiny-mha": {
         "r4": lora(BF16, ALL, r=4, lora_alpha=8),
@@ -294,7 +296,8 @@ ADAPTERS = {
 
 @torch.no_grad()
 def make_adapter(base_folder, folder, dtype, config, seed):
-    """Random A and B, about half as strong together as the weight that they change."""
+    """Random A and B, about half as strong together as the weight that they change. PEFT's default
+    is to save copies of the embedding and the head beside LoRA on them; only `copies` have them."""
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
     model = get_peft_model(base, config)
     rng = torch.Generator().manual_seed(seed)
@@ -314,7 +317,7 @@ def make_adapter(base_folder, folder, dtype, config, seed):
             bias = module.lora_B["default"].bias
             bias.copy_(0.5 / module.scaling["default"] * torch.randn(bias.shape, generator=rng))
             bias.data = bias.data.to(dtype)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers="auto" if folder.name == "copies" else False)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     saved = json.loads(path.read_text())
@@ -333,6 +336,15 @@ def leave_adapter_name_in(folder):
         embedding = last.startswith("lora_embedding")
         renamed[f"{name}.default" if embedding else f"{head}.default{dot}{last}"] = tensor
     save_file(renamed, path, metadata={"format": "pt"})
+
+
+def halve_head_copy(folder):
+    """As it is where the base was loaded in the bfloat16 that it is stored in."""
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = "base_model.model.lm_head.base_layer.weight"
+    tensors[name] = tensors[name].to(torch.bfloat16)
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def golden_case(model, adapter, lengths, seed):
@@ -382,6 +394,8 @@ def make_tiny(name, make_model, seed, new_only):
         check_adapter_matters(base, model, cases[-1])
         if "default" in adapter:
             leave_adapter_name_in(place)
+        if adapter == "copies":
+            halve_head_copy(place)
         print(f"{name}/{adapter}: margin {min(p['margin'] for p in cases[-1]['prompts'])}")
     write_golden(out / "golden.json", cases)
     for file in out.rglob("*.safetensors"):

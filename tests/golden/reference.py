@@ -89,7 +89,9 @@ def load_adapter(folder):
             path = name.removeprefix(PREFIX).removesuffix(".lora_embedding_A")
             b = tensors[f"{PREFIX}{path}.lora_embedding_B"]
             lora[path] = scale_of(config, path, a.shape[0]), a, b, 0
-        elif not name.endswith((".lora_B.weight", ".lora_B.bias", ".lora_embedding_B")):
+        elif not name.endswith(
+            (".lora_B.weight", ".lora_B.bias", ".lora_embedding_B", ".base_layer.weight")
+        ):
             raise Unsupported(name)
     return lora
 
@@ -130,11 +132,22 @@ class Reference:
     def __init__(self, model, adapter=None):
         self.config, self.weights = load_model(model)
         self.lora = load_adapter(adapter) if adapter else {}
+        if adapter:
+            self.check_copies(load(adapter / "adapter_model.safetensors"))
         c = self.config
         self.heads = c["num_attention_heads"]
         self.kv_heads = c.get("num_key_value_heads") or self.heads
         self.head_dim = c.get("head_dim") or c["hidden_size"] // self.heads
         self.epsilon = c["rms_norm_eps"]
+
+    def check_copies(self, tensors):
+        """PEFT computes with them in place of the base's."""
+        for name, copy in tensors.items():
+            if name.endswith(".base_layer.weight"):
+                path = name.removeprefix(PREFIX).replace(".base_layer.", ".")
+                tied = self.config.get("tie_word_embeddings") and path == "lm_head.weight"
+                ours = self.weights["model.embed_tokens.weight" if tied else path]
+                assert np.array_equal(copy, ours), name
 
     def linear(self, path, x):
         y = x @ self.weights[path + ".weight"].T

@@ -98,6 +98,8 @@ static void test_bad_adapters_are_refused_by_name(void **state) {
     assert_int_equal(pool_store_counts(f->store).bytes_used, 0);
 }
 
+#define COPY "base_model.model.lm_head.base_layer.weight"
+
 /* ---- images ------------------------------------------------------------------------------- */
 
 /* Reads one element of a matrix out of an image by the rules of kernels.h. */
@@ -186,6 +188,45 @@ static void test_an_image_holds_the_tensors(void **state) {
     json_decref(raw.header);
     free(raw.data);
     pool_store_drop(f->store, image);
+}
+
+/* One bit of the last element of the head's copy, and it is none. */
+static void test_a_copy_with_another_bit_is_refused(void **state) {
+    struct fixture *f = *state;
+    char dir[PATH_BYTES];
+    char path[PATH_BYTES];
+    struct pool_image *image = NULL;
+    struct model_adapter_facts facts;
+    struct model_adapter_options options = f->options;
+    struct err_text why = {0};
+    assert_int_equal(load(f, f->options.root, "copies", &image, &why), ERR_OK);
+    pool_store_drop(f->store, image);
+    image = NULL;
+    scratch_make(dir);
+    path_join(path, dir, "changed");
+    assert_int_equal(mkdir(path, 0700), 0);
+    file_copy(TINY "/adapters/copies", path, "adapter_config.json");
+    size_t bytes = 0;
+    char *data = file_read(TINY "/adapters/copies", "adapter_model.safetensors", &bytes);
+    const char *place = strstr(data + 8, COPY);
+    assert_non_null(place);
+    place = strstr(place, "data_offsets\":[");
+    assert_non_null(place);
+    char *end = NULL;
+    (void)strtoull(place + strlen("data_offsets\":["), &end, 10);
+    uint64_t header_bytes = 0;
+    memcpy(&header_bytes, data, 8);
+    data[8 + header_bytes + strtoull(end + 1, NULL, 10) - 2] ^= 1; /* of its last element */
+    file_write(path, "adapter_model.safetensors", data, bytes);
+    free(data);
+    options.root = dir;
+    assert_int_equal(load(f, dir, "changed", &image, &why), ERR_UNSUPPORTED_ADAPTER);
+    assert_string_equal(why.field, COPY);
+    assert_non_null(strstr(why.message, "differs"));
+    assert_int_equal(model_adapter_check(model_facts(f->model), &options, "changed", &facts, NULL),
+                     ERR_UNSUPPORTED_ADAPTER);
+    assert_null(image);
+    scratch_remove(dir);
 }
 
 static void test_loading_twice_gives_one_image(void **state) {
@@ -423,6 +464,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bad_adapters_are_refused_by_name),
         cmocka_unit_test(test_an_image_holds_the_tensors),
+        cmocka_unit_test(test_a_copy_with_another_bit_is_refused),
         cmocka_unit_test(test_loading_twice_gives_one_image),
         cmocka_unit_test(test_limits_of_size),
         cmocka_unit_test(test_a_huge_file_is_not_read),
