@@ -163,6 +163,32 @@ static enum err check_redis(const struct config_store *s, struct err_text *why) 
                          "must be redis://host, rediss://host or unix://path, or empty", why);
 }
 
+enum { STEP_TOKENS_MIN = 16 };
+
+static enum err check_steps(const struct config_store *s, struct err_text *why) {
+    const struct config *c = &s->config;
+    char problem[160];
+    const struct {
+        enum option_id id;
+        int64_t tokens;
+    } sizes[] = {{OPTION_ID_scheduler_step_tokens, c->scheduler_step_tokens},
+                 {OPTION_ID_scheduler_chunk_tokens, c->scheduler_chunk_tokens}};
+    for (unsigned i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        if (sizes[i].tokens > 0 && sizes[i].tokens < STEP_TOKENS_MIN) {
+            (void)snprintf(problem, sizeof problem, "must be 0 or at least %d", STEP_TOKENS_MIN);
+            return wrong(s, sizes[i].id, problem, why);
+        }
+    }
+    if (c->scheduler_step_tokens > 0 && c->scheduler_chunk_tokens > c->scheduler_step_tokens) {
+        (void)snprintf(problem, sizeof problem,
+                       "(%lld) must not be more than scheduler.step_tokens (%lld, %s)",
+                       (long long)c->scheduler_chunk_tokens, (long long)c->scheduler_step_tokens,
+                       s->values[OPTION_ID_scheduler_step_tokens].place);
+        return wrong(s, OPTION_ID_scheduler_chunk_tokens, problem, why);
+    }
+    return ERR_OK;
+}
+
 enum err config_check(const struct config_store *s, struct err_text *why) {
     const struct config *c = &s->config;
     char problem[160];
@@ -171,14 +197,10 @@ enum err config_check(const struct config_store *s, struct err_text *why) {
                        (long long)c->pool_page_tokens);
         return wrong(s, OPTION_ID_pool_page_tokens, problem, why);
     }
-    if (c->scheduler_chunk_tokens > c->scheduler_step_tokens) {
-        (void)snprintf(problem, sizeof problem,
-                       "(%lld) must not be more than scheduler.step_tokens (%lld, %s)",
-                       (long long)c->scheduler_chunk_tokens, (long long)c->scheduler_step_tokens,
-                       s->values[OPTION_ID_scheduler_step_tokens].place);
-        return wrong(s, OPTION_ID_scheduler_chunk_tokens, problem, why);
+    enum err e = check_steps(s, why);
+    if (e == ERR_OK) {
+        e = check_topics(s, why);
     }
-    enum err e = check_topics(s, why);
     if (e == ERR_OK) {
         e = check_brokers(s, why);
     }

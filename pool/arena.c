@@ -20,24 +20,35 @@ static bool chunk_empty(const struct arena_chunk *c) {
     return !c->first->taken && c->first->next == NULL;
 }
 
-/* The two functions that pinned memory replaces (cudaHostAlloc, cudaFreeHost) once a device reads
- * images by itself. NULL: none. */
-static void *memory_map(uint64_t bytes) {
+void *arena_map(const struct arena_pins *pins, uint64_t bytes) {
     void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return base == MAP_FAILED ? NULL : base;
+    if (base == MAP_FAILED) {
+        return NULL;
+    }
+    (void)madvise(base, bytes, MADV_HUGEPAGE); /* only speed: failure is fine */
+    if (pins->pin != NULL && pins->pin(base, bytes) != ERR_OK) {
+        CHECK(munmap(base, bytes) == 0);
+        return NULL;
+    }
+    return base;
 }
 
-static void memory_unmap(void *base, uint64_t bytes) {
+static void memory_unmap(const struct arena_pins *pins, void *base, uint64_t bytes) {
+    if (pins->unpin != NULL) {
+        pins->unpin(base, bytes);
+    }
     CHECK(munmap(base, bytes) == 0);
 }
 
-void arena_init(struct arena *a, uint64_t budget, uint64_t chunk_bytes) {
+void arena_init(struct arena *a, uint64_t budget, uint64_t chunk_bytes,
+                const struct arena_pins *pins) {
+    CHECK((pins->pin == NULL) == (pins->unpin == NULL));
     CHECK(budget >= ARENA_GRANULE);
     CHECK(budget <= UINT64_MAX / 2); /* sums of two sizes cannot overflow */
     CHECK(chunk_bytes >= ARENA_GRANULE);
     budget -= budget % ARENA_GRANULE;
     chunk_bytes = chunk_bytes < budget ? granules_up(chunk_bytes) : budget;
-    *a = (struct arena){.budget = budget, .chunk_bytes = chunk_bytes};
+    *a = (struct arena){.pins = *pins, .budget = budget, .chunk_bytes = chunk_bytes};
 }
 
 static void chunk_free(struct arena *a, struct arena_chunk *c) {
@@ -46,7 +57,7 @@ static void chunk_free(struct arena *a, struct arena_chunk *c) {
         free(x);
         x = next;
     }
-    memory_unmap(c->base, c->bytes);
+    memory_unmap(&a->pins, c->base, c->bytes);
     a->bytes_taken -= c->bytes;
     free(c);
 }
@@ -60,17 +71,18 @@ void arena_deinit(struct arena *a) {
     CHECK(a->bytes_taken == 0);
 }
 
-static struct arena_chunk *chunk_add(struct arena *a, uint64_t bytes) {
+bool arena_grow_end(struct arena *a, void *base, uint64_t bytes) {
+    CHECK(a->bytes_taken >= bytes);
     struct arena_chunk *c = calloc(1, sizeof *c);
     struct arena_extent *x = calloc(1, sizeof *x);
-    void *base = memory_map(bytes);
     if (c == NULL || x == NULL || base == NULL) {
         free(c);
         free(x);
         if (base != NULL) {
-            memory_unmap(base, bytes);
+            memory_unmap(&a->pins, base, bytes);
         }
-        return NULL;
+        a->bytes_taken -= bytes;
+        return false;
     }
     *x = (struct arena_extent){.chunk = c, .bytes = bytes};
     *c = (struct arena_chunk){.first = x, .base = base, .bytes = bytes};
@@ -79,8 +91,7 @@ static struct arena_chunk *chunk_add(struct arena *a, uint64_t bytes) {
         end = &(*end)->next;
     }
     *end = c;
-    a->bytes_taken += bytes;
-    return c;
+    return true;
 }
 
 static uint64_t empty_bytes(const struct arena *a) {
@@ -105,17 +116,20 @@ static void chunks_trim(struct arena *a, uint64_t bytes) {
     }
 }
 
-/* A new chunk with room for `bytes`, which no hole has; NULL: not within the budget. */
-static struct arena_extent *hole_grow(struct arena *a, uint64_t bytes) {
+uint64_t arena_grow_begin(struct arena *a, uint64_t bytes) {
+    CHECK(bytes >= 1);
+    CHECK(bytes <= a->budget);
+    bytes = granules_up(bytes);
     if (a->budget - a->bytes_taken + empty_bytes(a) < bytes) {
-        return NULL;
+        return 0;
     }
     chunks_trim(a, bytes);
     uint64_t room = a->budget - a->bytes_taken;
     CHECK(room >= bytes);
     uint64_t size = bytes > a->chunk_bytes ? bytes : a->chunk_bytes;
-    struct arena_chunk *c = chunk_add(a, size < room ? size : room);
-    return c == NULL ? NULL : c->first;
+    size = size < room ? size : room;
+    a->bytes_taken += size;
+    return size;
 }
 
 static struct arena_extent *hole_find(const struct arena *a, uint64_t bytes) {
@@ -134,9 +148,6 @@ struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
     CHECK(bytes <= a->budget);
     bytes = granules_up(bytes);
     struct arena_extent *x = hole_find(a, bytes);
-    if (x == NULL) {
-        x = hole_grow(a, bytes);
-    }
     if (x == NULL) {
         return NULL;
     }

@@ -30,6 +30,10 @@ struct pool_options {
                                bytes and 4 a token for each page; 0 = there are no prefixes */
     uint32_t adapters;      /* most adapters resident at once: the device's adapter table */
     uint32_t adapter_pages; /* most pages of one adapter */
+    /* Layers of the model: a resident adapter's image goes back to the store as soon as its copy is
+     * done, which must be so where the store is smaller than the pool. 0: it is held until the
+     * adapter is evicted, so that coming back never costs a look at files. */
+    uint32_t drop_images_of;
     /* For `load` and `event_done`. NULL in accounting tests: every copy is done at once. */
     const struct kern_ops *ops;
     struct kern_device *device;
@@ -137,6 +141,9 @@ struct pool_store_options {
     uint64_t bytes;       /* budget of chunks taken; at least 4,096 */
     uint64_t chunk_bytes; /* memory is taken in chunks of this (64 MiB is usual), larger for a
                              larger image, smaller at the end of the budget; at least 4,096 */
+    /* kern_ops.pin and .unpin, called for each chunk, of whole pages of the system; NULL: none */
+    enum err (*pin)(void *base, uint64_t bytes);
+    void (*unpin)(void *base, uint64_t bytes);
 };
 
 /* Takes no chunk yet. Outside the budget are some hundred bytes a record. ERR_NO_MEMORY. */
@@ -182,7 +189,7 @@ struct pool_store_counts pool_store_counts(struct pool_store *s);
 enum pool_state { POOL_ABSENT, POOL_LOADING, POOL_RESIDENT };
 
 /* Starts to bring an image into pages under a free index of the device's adapter table. Takes over
- * the caller's hold on the image until the adapter is evicted.
+ * the caller's hold on the image until the adapter is evicted, or its copy is done.
  * An index is free again at once after an eviction: steps in flight read the device's own copy of
  * the table, which only a later step's delta changes.
  * Errors  ERR_NO_SPACE (too few free pages, or the table is full), or what the device's load says:
@@ -195,11 +202,13 @@ enum pool_state pool_adapter_poll(struct pool *p, uint32_t adapter);
 void pool_adapter_use(struct pool *p, uint32_t adapter);
 void pool_adapter_unuse(struct pool *p, uint32_t adapter);
 uint32_t pool_adapter_users(const struct pool *p, uint32_t adapter);
-/* Gives its pages back after step `ticket` (0 = at once), and its hold on the image now; CHECKs
- * that it is resident (a copy in flight cannot be called back) and unused. */
+/* Gives its pages back after step `ticket` (0 = at once), and its hold on the image, if it has
+ * still one, now; CHECKs that it is resident (a copy in flight cannot be called back) and unused.
+ */
 void pool_adapter_evict(struct pool *p, struct pool_store *s, uint32_t adapter, uint64_t ticket);
 /* What a step's delta needs; its pointers are valid until the adapter is evicted. */
 struct kern_adapter_set pool_adapter_set(const struct pool *p, uint32_t adapter);
+/* NULL once it was given back. */
 const struct pool_image *pool_adapter_image(const struct pool *p, uint32_t adapter);
 
 #endif

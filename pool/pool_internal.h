@@ -35,9 +35,11 @@ struct pool_prefix_entry { /* of the page with the same index */
 
 struct pool_adapter {
     enum pool_state state;
-    uint32_t users;           /* sequences */
-    uint64_t event;           /* of the copy, while LOADING */
-    struct pool_image *image; /* held; NULL while ABSENT. Its page_count is that of the list */
+    uint32_t users; /* sequences */
+    uint64_t event; /* of the copy, while LOADING */
+    uint32_t page_count, outer_pages;
+    struct pool_image *image; /* held; NULL while ABSENT, and once it was given back */
+    struct pool_store *store; /* of the image */
 };
 
 struct pool {
@@ -62,7 +64,10 @@ struct pool {
     uint32_t adapter_pages; /* length of the room for one page list */
     struct pool_adapter *adapters;
     uint32_t *adapter_lists; /* [adapter_count][adapter_pages]; untouched rows cost no memory */
-    uint32_t *adapter_free;  /* stack of free indices */
+    struct kern_lora *loras; /* [adapter_count][lora_count], likewise: tables of those whose images
+                                were given back; NULL: images are kept */
+    uint32_t lora_count;
+    uint32_t *adapter_free; /* stack of free indices */
     uint32_t adapter_free_count;
 };
 

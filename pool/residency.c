@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "pool/pool_internal.h"
@@ -17,6 +18,13 @@ enum err pool_residency_init(struct pool *p, const struct pool_options *options)
     if (p->adapters == NULL || p->adapter_free == NULL || p->adapter_lists == NULL) {
         return ERR_NO_MEMORY; /* pool_open() closes what there is */
     }
+    if (options->drop_images_of > 0) {
+        p->lora_count = kern_lora_count(options->drop_images_of);
+        p->loras = calloc(p->adapter_count, (size_t)p->lora_count * sizeof *p->loras);
+        if (p->loras == NULL) {
+            return ERR_NO_MEMORY;
+        }
+    }
     for (uint32_t i = p->adapter_count; i-- > 0;) { /* index 0 is the first to go */
         p->adapter_free[p->adapter_free_count] = i;
         p->adapter_free_count += 1;
@@ -25,6 +33,7 @@ enum err pool_residency_init(struct pool *p, const struct pool_options *options)
 }
 
 void pool_residency_deinit(struct pool *p) {
+    free(p->loras);
     free(p->adapter_lists);
     free(p->adapter_free);
     free(p->adapters);
@@ -60,7 +69,6 @@ static enum err lists_load(struct pool *p, const struct pool_image *image, const
 
 enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_image *image,
                            uint32_t *adapter) {
-    (void)s; /* the hold passes to the entry; evict() gives it back to the store */
     CHECK(image->page_count >= 1);
     CHECK(image->page_count <= p->adapter_pages); /* model/ refused larger ones */
     if (p->adapter_free_count == 0 || image->page_count > p->counts.free + p->counts.cached) {
@@ -83,12 +91,31 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     }
     struct pool_adapter *a = &p->adapters[index];
     CHECK(a->state == POOL_ABSENT);
-    *a = (struct pool_adapter){.state = POOL_LOADING, .event = event, .image = image};
+    *a = (struct pool_adapter){.state = POOL_LOADING,
+                               .event = event,
+                               .page_count = image->page_count,
+                               .outer_pages = image->outer_pages,
+                               .image = image,
+                               .store = s};
     p->adapter_free_count -= 1;
     p->counts.adapters_loading += 1;
     p->counts.loads += 1;
     *adapter = index;
     return ERR_OK;
+}
+
+/* The row of the table that stands in for an image which was given back. */
+static struct kern_lora *lora_row(const struct pool *p, uint32_t adapter) {
+    return p->loras + (size_t)adapter * p->lora_count;
+}
+
+/* The pages have all of it now but its table. */
+static void image_give_back(struct pool *p, uint32_t adapter) {
+    struct pool_adapter *a = &p->adapters[adapter];
+    CHECK(kern_lora_count(a->image->layers) == p->lora_count);
+    memcpy(lora_row(p, adapter), a->image->lora, p->lora_count * sizeof *p->loras);
+    pool_store_drop(a->store, a->image);
+    a->image = NULL;
 }
 
 enum pool_state pool_adapter_poll(struct pool *p, uint32_t adapter) {
@@ -98,6 +125,9 @@ enum pool_state pool_adapter_poll(struct pool *p, uint32_t adapter) {
         a->state = POOL_RESIDENT;
         p->counts.adapters_loading -= 1;
         p->counts.adapters_resident += 1;
+        if (p->loras != NULL) {
+            image_give_back(p, adapter);
+        }
     }
     return a->state;
 }
@@ -122,9 +152,11 @@ void pool_adapter_evict(struct pool *p, struct pool_store *s, uint32_t adapter, 
     struct pool_adapter *a = adapter_at(p, adapter);
     CHECK(a->state == POOL_RESIDENT);
     CHECK(a->users == 0);
-    pool_pages_drop(p, POOL_PAGE_ADAPTER, pool_residency_list(p, adapter), a->image->page_count,
-                    ticket);
-    pool_store_drop(s, a->image);
+    CHECK(a->store == s);
+    pool_pages_drop(p, POOL_PAGE_ADAPTER, pool_residency_list(p, adapter), a->page_count, ticket);
+    if (a->image != NULL) {
+        pool_store_drop(s, a->image);
+    }
     *a = (struct pool_adapter){.state = POOL_ABSENT};
     CHECK(p->adapter_free_count < p->adapter_count);
     p->adapter_free[p->adapter_free_count] = adapter;
@@ -136,10 +168,11 @@ void pool_adapter_evict(struct pool *p, struct pool_store *s, uint32_t adapter, 
 struct kern_adapter_set pool_adapter_set(const struct pool *p, uint32_t adapter) {
     const struct pool_adapter *a = adapter_at(p, adapter);
     return (struct kern_adapter_set){.adapter = adapter,
-                                     .lora = a->image->lora,
+                                     .lora =
+                                         a->image != NULL ? a->image->lora : lora_row(p, adapter),
                                      .pages = pool_residency_list(p, adapter),
-                                     .page_count = a->image->page_count,
-                                     .outer_pages = a->image->outer_pages};
+                                     .page_count = a->page_count,
+                                     .outer_pages = a->outer_pages};
 }
 
 const struct pool_image *pool_adapter_image(const struct pool *p, uint32_t adapter) {
@@ -160,14 +193,14 @@ void pool_residency_check(const struct pool *p, bool *seen) {
         loading += a->state == POOL_LOADING;
         resident += a->state == POOL_RESIDENT;
         const uint32_t *list = pool_residency_list(p, i);
-        for (uint32_t j = 0; j < a->image->page_count; j++) {
+        for (uint32_t j = 0; j < a->page_count; j++) {
             CHECK(list[j] < p->counts.pages);
             CHECK(!seen[list[j]]);
             CHECK(p->pages[list[j]].state == POOL_PAGE_ADAPTER);
             CHECK(p->pages[list[j]].refs == 1);
             seen[list[j]] = true;
         }
-        pages += a->image->page_count;
+        pages += a->page_count;
     }
     CHECK(pages == p->counts.adapters);
     CHECK(loading == p->counts.adapters_loading);

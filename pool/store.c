@@ -125,13 +125,31 @@ static void oldest_evict(struct pool_store *s) {
     entry_free(s, e);
 }
 
+/* Room for `bytes` without eviction. Gives the mutex away while memory is mapped and pinned, so
+ * that the loop never waits for that; whoever comes meanwhile finds the new chunk's size taken. */
+static struct arena_extent *room_find(struct pool_store *s, uint64_t bytes) {
+    for (;;) {
+        struct arena_extent *x = arena_take(&s->arena, bytes);
+        uint64_t size = x == NULL ? arena_grow_begin(&s->arena, bytes) : 0;
+        if (size == 0) {
+            return x;
+        }
+        store_unlock(s);
+        void *base = arena_map(&s->arena.pins, size);
+        store_lock(s);
+        if (!arena_grow_end(&s->arena, base, size)) {
+            return NULL;
+        }
+    }
+}
+
 /* Room for `bytes`, by eviction where that can help at all; NULL: what is held is in the way. */
 static struct arena_extent *room_make(struct pool_store *s, uint64_t bytes) {
-    struct arena_extent *x = arena_take(&s->arena, bytes);
+    struct arena_extent *x = room_find(s, bytes);
     if (x == NULL && arena_could_take(&s->arena, bytes)) {
         while (x == NULL && s->oldest != NULL) {
             oldest_evict(s);
-            x = arena_take(&s->arena, bytes);
+            x = room_find(s, bytes);
         }
     }
     return x;
@@ -145,7 +163,8 @@ enum err pool_store_open(struct pool_store **out, const struct pool_store_option
     if (s == NULL) {
         return ERR_NO_MEMORY;
     }
-    arena_init(&s->arena, options->bytes, options->chunk_bytes);
+    arena_init(&s->arena, options->bytes, options->chunk_bytes,
+               &(struct arena_pins){.pin = options->pin, .unpin = options->unpin});
     CHECK(pthread_mutex_init(&s->mutex, NULL) == 0);
     *out = s;
     return ERR_OK;

@@ -219,7 +219,8 @@ enum err adapters_open_model(const struct config *c, struct model **out,
                      : err_set_field(why, ERR_BAD_CONFIG, "model.dir",
                                      "no model: give --model DIR or set model.dir");
     if (e == ERR_OK) {
-        e = worker_plan(c, model_facts(model), &plan, why);
+        const struct kern_ops *ops = kern_find(c->device_kind, NULL);
+        e = worker_plan(c, ops != NULL ? ops : kern_cpu(), model_facts(model), &plan, why);
     }
     if (e != ERR_OK) {
         model_close(model);

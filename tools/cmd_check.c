@@ -88,9 +88,36 @@ static void check_text(struct checks *c, const struct model_facts *model) {
     text_close(text);
 }
 
+static void check_memory(struct checks *c, const struct model_facts *f) {
+    struct worker_plan plan;
+    struct err_text why = {0};
+    const struct kern_ops *ops = kern_find(c->config->device_kind, &why);
+    if (ops == NULL) {
+        fail(c, "device", ERR_BAD_CONFIG, &why);
+        return;
+    }
+    say(c, CHECK_OK, "device", "%s", ops->name);
+    enum err e = worker_plan(c->config, ops, f, &plan, &why);
+    double store = mib((uint64_t)c->config->store_bytes);
+    if (e != ERR_OK) {
+        fail(c, "memory", e, &why);
+    } else if (plan.page_count == 0) {
+        say(c, CHECK_OK, "memory",
+            "%.1f MiB of weights, then a pool of what is left: pages of %u tokens and %.1f KiB; a "
+            "sequence has up to %u; host store up to %.1f MiB",
+            mib(plan.weight_bytes), plan.page_tokens, (double)plan.page_bytes / 1024,
+            plan.slot_pages, store);
+    } else {
+        say(c, CHECK_OK, "memory",
+            "pool %.1f MiB: %u pages of %u tokens, %" PRIu64
+            " tokens together; a sequence has up to %u pages; host store up to %.1f MiB",
+            mib(plan.pool_bytes), plan.page_count, plan.page_tokens,
+            (uint64_t)plan.page_count * plan.page_tokens, plan.slot_pages, store);
+    }
+}
+
 static void check_model(struct checks *c) {
     struct model *model = NULL;
-    struct worker_plan plan;
     struct err_text why = {0};
     if (c->config->model_dir[0] == '\0') {
         enum err none = err_set(&why, ERR_BAD_CONFIG, "none: give --model DIR or set model.dir");
@@ -108,17 +135,7 @@ static void check_model(struct checks *c) {
         f->architecture, f->shape.layers, f->shape.hidden, f->shape.positions,
         mib(f->weight_bytes));
     check_text(c, f);
-    e = worker_plan(c->config, f, &plan, &why);
-    if (e != ERR_OK) {
-        fail(c, "memory", e, &why);
-    } else {
-        say(c, CHECK_OK, "memory",
-            "pool %.1f MiB: %u pages of %u tokens, %" PRIu64
-            " tokens together; a sequence has up to %u pages; host store up to %.1f MiB",
-            mib(plan.pool_bytes), plan.page_count, plan.page_tokens,
-            (uint64_t)plan.page_count * plan.page_tokens, plan.slot_pages,
-            mib((uint64_t)c->config->store_bytes));
-    }
+    check_memory(c, f);
     model_close(model);
 }
 

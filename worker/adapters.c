@@ -23,12 +23,13 @@ struct entry {
     uint32_t jobs;      /* that name it; with none and not resident, the entry is free again */
     uint32_t hash_next; /* chain of the hash table, or of the free list */
     bool used;          /* in the hash table */
-    bool delta;         /* resident, and the device has not heard of it */
+    bool delta;         /* resident, and the device has not heard of it: it is in `deltas` */
     uint32_t device;    /* index in the pool's table while LOADING or RESIDENT */
     int64_t retry_us;   /* do not fetch before */
     enum err verdict;   /* refused */
     /* A loader's while FETCHING: */
-    struct pool_image *image; /* held while STORED; the pool's while LOADING or RESIDENT */
+    struct pool_image *image;           /* held while STORED; then its hold is the pool's */
+    char revision[POOL_REVISION_BYTES]; /* of it; stays while LOADING and RESIDENT */
     struct model_adapter_facts facts;
     enum err result;
     struct err_text why;
@@ -52,9 +53,10 @@ struct adapters {
     uint32_t *hash; /* heads of chains */
     uint32_t hash_mask;
     uint32_t free;
-    uint32_t fetching, resident, loading;
-    uint32_t delta_at, delta_count; /* where adapters_delta() goes on, and how many there are */
-    struct known *known;            /* direct-mapped by hash */
+    uint32_t fetching, resident;
+    uint32_t *loads, *deltas; /* entries that are LOADING; and of those RESIDENT, those to tell */
+    uint32_t loading, delta_count;
+    struct known *known; /* direct-mapped by hash */
 
     struct ring requests, results; /* of struct entry */
     struct bell bells[LOADERS_MAX];
@@ -81,6 +83,14 @@ static bool stamp_equal(const struct model_adapter_stamp *a, const struct model_
 
 /* ---- loaders ------------------------------------------------------------------------------ */
 
+static enum err entry_make(const struct adapters *a, struct entry *e) {
+    const struct adapters_options *o = &a->options;
+    if (o->maker.make != NULL) {
+        return o->maker.make(o->maker.context, e->id, o->store, &e->image, &e->facts, &e->why);
+    }
+    return model_adapter_load(o->model, &o->files, e->id, o->store, &e->image, &e->facts, &e->why);
+}
+
 static void *loader_main(void *argument) {
     struct loader *l = argument;
     struct adapters *a = l->adapters;
@@ -93,8 +103,7 @@ static void *loader_main(void *argument) {
             continue;
         }
         e->image = NULL;
-        e->result = model_adapter_load(a->options.model, &a->options.files, e->id, a->options.store,
-                                       &e->image, &e->facts, &e->why);
+        e->result = entry_make(a, e);
         CHECK(ring_push(&a->results, e)); /* as many cells as entries */
         bell_ring(a->options.loop);
     }
@@ -139,8 +148,11 @@ enum err adapters_open(struct adapters **out, const struct adapters_options *opt
     a->view = calloc(a->count, sizeof *a->view);
     a->hash = malloc(heads * sizeof *a->hash);
     a->known = calloc(KNOWN_MAX, sizeof *a->known);
-    if (a->entries == NULL || a->view == NULL || a->hash == NULL || a->known == NULL ||
-        ring_init(&a->requests, a->count) != ERR_OK || ring_init(&a->results, a->count) != ERR_OK) {
+    a->loads = calloc(options->resident_max, sizeof *a->loads);
+    a->deltas = calloc(options->resident_max, sizeof *a->deltas);
+    if (a->loads == NULL || a->deltas == NULL || a->entries == NULL || a->view == NULL ||
+        a->hash == NULL || a->known == NULL || ring_init(&a->requests, a->count) != ERR_OK ||
+        ring_init(&a->results, a->count) != ERR_OK) {
         goto out;
     }
     memset(a->hash, 0xff, heads * sizeof *a->hash);
@@ -169,6 +181,8 @@ void adapters_close(struct adapters *a) {
     ring_deinit(&a->requests);
     ring_deinit(&a->results);
     free(a->known);
+    free(a->loads);
+    free(a->deltas);
     free(a->hash);
     free(a->view);
     free(a->entries);
@@ -277,6 +291,7 @@ const struct sched_adapter *adapters_view(const struct adapters *a) {
 static void entry_stored(struct adapters *a, uint32_t index, struct pool_image *image) {
     struct entry *e = &a->entries[index];
     e->image = image;
+    memcpy(e->revision, image->revision, sizeof e->revision);
     a->view[index].state = SCHED_STORED;
     a->view[index].pages = image->page_count;
 }
@@ -393,23 +408,27 @@ enum err adapters_load(struct adapters *a, uint32_t entry) {
     CHECK(a->view[entry].state == SCHED_STORED);
     enum err err = pool_adapter_load(a->options.pool, a->options.store, e->image, &e->device);
     if (err == ERR_OK) {
+        CHECK(a->loading < a->options.resident_max);
+        e->image = NULL;
         a->view[entry].state = SCHED_LOADING;
-        a->loading++;
+        a->loads[a->loading++] = entry;
         metrics_add(a->options.metrics, METRIC_ADAPTER_LOADS, 1);
     }
     return err;
 }
 
 void adapters_poll(struct adapters *a) {
-    for (uint32_t i = 0; a->loading > 0 && i < a->count; i++) {
-        if (a->view[i].state != SCHED_LOADING ||
-            pool_adapter_poll(a->options.pool, a->entries[i].device) != POOL_RESIDENT) {
+    for (uint32_t i = 0; i < a->loading;) {
+        uint32_t entry = a->loads[i];
+        struct entry *e = &a->entries[entry];
+        if (pool_adapter_poll(a->options.pool, e->device) != POOL_RESIDENT) {
+            i++;
             continue;
         }
-        a->view[i].state = SCHED_RESIDENT;
-        a->entries[i].delta = true;
-        a->delta_count++;
-        a->loading--;
+        a->view[entry].state = SCHED_RESIDENT;
+        e->delta = true;
+        a->deltas[a->delta_count++] = entry;
+        a->loads[i] = a->loads[--a->loading];
         a->resident++;
     }
 }
@@ -420,10 +439,13 @@ void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {
     CHECK(a->view[entry].users == 0);
     pool_adapter_evict(a->options.pool, a->options.store, e->device, ticket);
     if (e->delta) {
+        uint32_t at = 0;
+        while (a->deltas[at] != entry) {
+            at++;
+        }
+        a->deltas[at] = a->deltas[--a->delta_count];
         e->delta = false;
-        a->delta_count--;
     }
-    e->image = NULL;
     a->view[entry].state = SCHED_AWAY;
     a->resident--;
     metrics_add(a->options.metrics, METRIC_ADAPTER_EVICTIONS, 1);
@@ -451,17 +473,14 @@ uint32_t adapters_device_index(const struct adapters *a, uint32_t entry) {
 }
 
 bool adapters_delta(struct adapters *a, struct kern_adapter_set *set) {
-    while (a->delta_count > 0) {
-        struct entry *e = &a->entries[a->delta_at];
-        a->delta_at = (a->delta_at + 1) % a->count;
-        if (e->used && e->delta) {
-            e->delta = false;
-            a->delta_count--;
-            *set = pool_adapter_set(a->options.pool, e->device);
-            return true;
-        }
+    if (a->delta_count == 0) {
+        return false;
     }
-    return false;
+    struct entry *e = entry_at(a, a->deltas[--a->delta_count]);
+    CHECK(e->delta);
+    e->delta = false;
+    *set = pool_adapter_set(a->options.pool, e->device);
+    return true;
 }
 
 const char *adapters_id(const struct adapters *a, uint32_t entry) {
@@ -470,8 +489,8 @@ const char *adapters_id(const struct adapters *a, uint32_t entry) {
 
 const char *adapters_revision(const struct adapters *a, uint32_t entry) {
     const struct entry *e = entry_at(a, entry);
-    CHECK(e->image != NULL);
-    return e->image->revision;
+    CHECK(e->revision[0] != '\0');
+    return e->revision;
 }
 
 uint32_t adapters_slots_free(const struct adapters *a) {

@@ -24,9 +24,19 @@ enum { ADAPTERS_FETCHES_MAX = 64 }; /* asked of the loaders at once */
 
 struct adapters;
 
+/* Makes adapters where they do not come from files: as model_adapter_load(). Thread: the loaders',
+ * several at once. */
+struct adapters_maker {
+    enum err (*make)(void *context, const char *id, struct pool_store *store,
+                     struct pool_image **image, struct model_adapter_facts *facts,
+                     struct err_text *why);
+    void *context;
+};
+
 struct adapters_options {
     const struct model_facts *model;
     struct model_adapter_options files;
+    struct adapters_maker maker; /* instead of files; empty: none */
     struct pool *pool;
     struct pool_store *store;
     uint32_t jobs_max;     /* each job names at most one entry */

@@ -9,14 +9,11 @@
 
 enum {
     IDLE_WAIT_MS = 100,  /* at most; the bell ends it */
-    LOADING_WAIT_MS = 2, /* while something is on its way and nothing can be computed */
-    STORE_CHUNK_BYTES = 64 << 20,
+    LOADING_WAIT_MS = 1, /* while something is on its way and nothing can be computed */
+    STORE_CHUNK_MIN = 64 << 20,
+    STORE_CHUNK_MAX = 256 << 20, /* pinning one takes long enough */
+    STORE_CHUNKS = 64,           /* of a store in between */
 };
-
-/* The cost model before it has learned: a small model on a CPU. Only ratios matter. */
-#define STEP_US_FIXED 5000.0
-#define STEP_US_ROW 1000.0
-#define LOAD_US_PAGE 20.0
 
 static void *room(size_t count, size_t bytes) {
     return calloc(count > 0 ? count : 1, bytes);
@@ -58,22 +55,37 @@ static enum err step_memory(struct engine *e) {
     return ring_init(&e->inbox, e->jobs_max);
 }
 
+enum err engine_store_open(struct pool_store **out, const struct kern_ops *ops, uint64_t bytes) {
+    uint64_t chunk_bytes = bytes / STORE_CHUNKS;
+    chunk_bytes = chunk_bytes < STORE_CHUNK_MIN ? STORE_CHUNK_MIN : chunk_bytes;
+    chunk_bytes = chunk_bytes > STORE_CHUNK_MAX ? STORE_CHUNK_MAX : chunk_bytes;
+    return pool_store_open(
+        out, &(struct pool_store_options){
+                 .bytes = bytes, .chunk_bytes = chunk_bytes, .pin = ops->pin, .unpin = ops->unpin});
+}
+
 static enum err open_pool(struct engine *e) {
     const struct engine_options *o = &e->options;
-    struct pool_options pool = {.page_count = o->page_count,
+    uint64_t store_bytes = (uint64_t)o->config->store_bytes;
+    struct pool_options pool = {.page_count = o->plan.page_count,
                                 .prefix_tokens =
                                     o->config->pool_prefixes ? o->limits.page_tokens : 0,
                                 .adapters = o->limits.adapters,
                                 .adapter_pages = o->limits.adapter_pages,
                                 .ops = o->ops,
                                 .device = o->device};
+    if (store_bytes < o->plan.pool_bytes) { /* residents must not fill the store */
+        pool.drop_images_of = o->model->shape.layers;
+    }
     enum err err = pool_open(&e->pool, &pool);
     if (err != ERR_OK) {
         return err;
     }
-    return pool_store_open(&e->store,
-                           &(struct pool_store_options){.bytes = (uint64_t)o->config->store_bytes,
-                                                        .chunk_bytes = STORE_CHUNK_BYTES});
+    if (o->store != NULL) {
+        e->store = o->store;
+        return ERR_OK;
+    }
+    return engine_store_open(&e->store, o->ops, store_bytes);
 }
 
 static enum err open_adapters(struct engine *e) {
@@ -81,6 +93,7 @@ static enum err open_adapters(struct engine *e) {
     const struct engine_options *o = &e->options;
     return adapters_open(&e->adapters, &(struct adapters_options){
                                            .model = o->model,
+                                           .maker = o->maker,
                                            .files = {.root = c->adapters_dir,
                                                      .page_tokens = o->limits.page_tokens,
                                                      .elem = o->ops->elem(o->device),
@@ -103,14 +116,14 @@ static enum err open_scheduler(struct engine *e) {
                                      .adapters_max = adapters_max(e->adapters),
                                      .rows_max = l->slots,
                                      .step_tokens = l->step_tokens,
-                                     .chunk_tokens = (uint32_t)c->scheduler_chunk_tokens,
+                                     .chunk_tokens = e->options.plan.chunk_tokens,
                                      .page_tokens = l->page_tokens,
-                                     .pages = e->options.page_count,
+                                     .pages = e->options.plan.page_count,
                                      .slot_pages = l->slot_pages,
                                      .wait_steps = (uint32_t)c->scheduler_wait_steps,
-                                     .step_us_fixed = STEP_US_FIXED,
-                                     .step_us_row = STEP_US_ROW,
-                                     .load_us_page = LOAD_US_PAGE,
+                                     .step_us_fixed = e->options.plan.step_us_fixed,
+                                     .step_us_row = e->options.plan.step_us_row,
+                                     .load_us_page = e->options.plan.load_us_page,
                                  });
 }
 
@@ -147,7 +160,9 @@ void engine_close(struct engine *e) {
     }
     sched_close(e->sched);
     adapters_close(e->adapters);
-    pool_store_close(e->store);
+    if (e->options.store == NULL) {
+        pool_store_close(e->store);
+    }
     pool_close(e->pool);
     ring_deinit(&e->inbox);
     for (uint32_t i = 0; i < ENGINE_STEPS; i++) {
@@ -277,6 +292,7 @@ static enum err turn(struct engine *e) {
     struct sched_plan p = {0};
     bool launched = false;
     plan(e, &p);
+    e->planned_us = clock_mono_us();
     enum err err = engine_apply(e, &p, &launched);
     if (err != ERR_OK) {
         return err;
@@ -304,9 +320,9 @@ static enum err turn(struct engine *e) {
 enum err engine_run(struct engine *e, struct err_text *why) {
     enum err err = ERR_OK;
     while (err == ERR_OK && !atomic_load(&e->stopping)) {
-        int64_t now_us = clock_mono_us();
-        inboxes(e, now_us);
-        if (drained(e, now_us)) {
+        e->turn_us = clock_mono_us();
+        inboxes(e, e->turn_us);
+        if (drained(e, e->turn_us)) {
             break;
         }
         err = turn(e);
@@ -314,6 +330,7 @@ enum err engine_run(struct engine *e, struct err_text *why) {
     while (err == ERR_OK && e->step_count > 0) {
         err = engine_read(e);
     }
+    atomic_store(&e->stopping, false);
     if (err != ERR_OK) {
         return err_set(why, err, "the device failed in step %llu: %s",
                        (unsigned long long)e->ticket_launched + 1, err_text(err));

@@ -21,8 +21,8 @@ struct engine_step {
     uint64_t ticket;
     uint32_t row_count;
     struct engine_row *rows; /* [limits.step_samples] */
-    uint32_t tokens, adapter_pages;
     int64_t launched_us;
+    struct engine_stepped facts;
 };
 
 struct engine {
@@ -54,7 +54,8 @@ struct engine {
 
     struct engine_step steps[ENGINE_STEPS]; /* ring of launched steps */
     uint32_t step_head, step_count;
-    uint64_t ticket_launched; /* last */
+    uint64_t ticket_launched;    /* last */
+    int64_t turn_us, planned_us; /* when this turn began, and when its plan stood */
 
     /* The step being built; all sized by the limits. */
     uint32_t *tokens;

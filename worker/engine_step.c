@@ -175,6 +175,23 @@ static void add_segment(struct engine *e, const struct job *job, uint32_t tokens
         .adapter = adapter, .token_begin = step->token_count, .token_count = tokens};
 }
 
+/* What the chunk adds to the step's figures. Inside a window only its tokens are read. */
+static void count_work(const struct engine *e, const struct sched_work *w,
+                       struct engine_stepped *f) {
+    uint64_t window = e->options.model->shape.window;
+    uint64_t end = (uint64_t)w->position + w->tokens;
+    uint64_t first = window == 0 || w->position < window ? 0 : w->position + 1 - window;
+    f->kv_tokens += end - first;
+    if (window == 0 || end <= window) {
+        f->pairs += (uint64_t)w->position * w->tokens + (uint64_t)w->tokens * (w->tokens + 1) / 2;
+    } else {
+        for (uint64_t i = w->position; i < end; i++) {
+            f->pairs += i < window ? i + 1 : window;
+        }
+    }
+    f->prompt_tokens += w->tokens > 1 ? w->tokens : 0;
+}
+
 static void add_work(struct engine *e, const struct sched_work *w, struct kern_step *step,
                      struct engine_step *record) {
     struct job *job = e->held[w->job];
@@ -192,6 +209,7 @@ static void add_work(struct engine *e, const struct sched_work *w, struct kern_s
     for (uint32_t i = 0; i < w->tokens; i++) {
         e->tokens[step->token_count++] = job_token(job, w->position + i);
     }
+    count_work(e, w, &record->facts);
     if (w->position < job->prompt_count) {
         metrics_add(e->options.metrics, METRIC_TOKENS_PROMPT, w->tokens);
     }
@@ -219,20 +237,25 @@ static enum err launch(struct engine *e, const struct sched_plan *plan, struct k
     CHECK(e->step_count < ENGINE_STEPS);
     struct engine_step *record = &e->steps[(e->step_head + e->step_count) % ENGINE_STEPS];
     record->row_count = 0;
+    record->facts = (struct engine_stepped){.plan_us = (uint32_t)(e->planned_us - e->turn_us)};
     while (adapters_delta(e->adapters, &e->adapter_sets[step->adapter_set_count])) {
         step->adapter_set_count++;
     }
     for (uint32_t i = 0; i < plan->work_count; i++) {
         add_work(e, &plan->work[i], step, record);
     }
-    record->tokens = step->token_count;
-    record->adapter_pages = step_adapter_pages(e, plan);
+    record->facts.tokens = step->token_count;
+    record->facts.rows = record->row_count;
+    record->facts.segments = step->segment_count;
+    record->facts.adapter_pages = step_adapter_pages(e, plan);
     record->launched_us = clock_mono_us();
+    record->facts.build_us = (uint32_t)(record->launched_us - e->planned_us);
     enum err ran =
         model_step(e->options.model, e->options.ops, e->options.device, step, &record->ticket);
     if (ran != ERR_OK) {
         return ran;
     }
+    record->facts.launch_us = (uint32_t)(clock_mono_us() - record->launched_us);
     e->ticket_launched = record->ticket;
     e->step_count++;
     metrics_add(e->options.metrics, METRIC_STEPS, 1);
@@ -306,20 +329,34 @@ static void take_token(struct engine *e, struct job *job, const struct kern_samp
     }
 }
 
+static void observe(const struct engine *e, struct engine_stepped *facts, int64_t read_us) {
+    const struct engine_observer *o = &e->options.observer;
+    if (o->stepped != NULL) {
+        facts->read_us = read_us;
+        facts->take_us = (uint32_t)(clock_mono_us() - read_us);
+        o->stepped(o->context, facts);
+    }
+}
+
 enum err engine_read(struct engine *e) {
     CHECK(e->step_count > 0);
     struct engine_step *record = &e->steps[e->step_head];
+    struct engine_stepped *facts = &record->facts;
+    int64_t begin_us = clock_mono_us();
     enum err read =
         e->options.ops->step_read(e->options.device, record->ticket, e->samples, record->row_count);
     if (read != ERR_OK) {
         return read;
     }
+    int64_t read_us = clock_mono_us();
     e->step_head = (e->step_head + 1) % ENGINE_STEPS;
     e->step_count--;
     pool_steps_ended(e->pool, record->ticket);
-    double us = (double)(clock_mono_us() - record->launched_us);
-    sched_learn(e->sched, record->tokens, record->adapter_pages, us);
-    metrics_observe(e->options.metrics, METRIC_STEP_SECONDS, us / 1e6);
+    facts->wait_us = (uint32_t)(read_us - begin_us);
+    e->options.ops->span(e->options.device, &facts->span);
+    sched_learn(e->sched, facts->tokens, facts->adapter_pages, (double)facts->span.busy_us);
+    metrics_observe(e->options.metrics, METRIC_STEP_SECONDS,
+                    (double)(read_us - record->launched_us) / 1e6);
     for (uint32_t i = 0; i < record->row_count; i++) {
         struct job *job = e->held[record->rows[i].job];
         if (job == NULL || job->serial != record->rows[i].serial) {
@@ -328,5 +365,6 @@ enum err engine_read(struct engine *e) {
         }
         take_token(e, job, &e->samples[i]);
     }
+    observe(e, facts, read_us);
     return ERR_OK;
 }

@@ -19,10 +19,6 @@
 #include "worker/registry.h"
 
 enum {
-    ADAPTER_PAGES_MAX = 4096, /* rank 512 on all modules of an 8B model takes 1,280 */
-    ELEM_BYTES_CPU = 4,
-    STORED_BYTES_MIN = 2,      /* of a weight in a checkpoint: f16, bf16 */
-    FIXED_BYTES = 256 << 20,   /* tables, tokenizer, activations, threads, libraries */
     FINISH_TIMEOUT_MS = 30000, /* for the last deliveries */
     PROGRESS_STEP_PERCENT = 10,
 };
@@ -36,7 +32,6 @@ struct worker {
     struct text *text;
     const struct kern_ops *ops;
     struct kern_device *device;
-    struct kern_limits limits;
     struct worker_plan plan;
     char id[256];
     char http[300]; /* "host:port"; empty = none */
@@ -55,61 +50,6 @@ struct worker {
     struct worker_report report;
 };
 
-/* ---- sizes -------------------------------------------------------------------------------- */
-
-enum err worker_plan(const struct config *c, const struct model_facts *model,
-                     struct worker_plan *plan, struct err_text *why) {
-    uint32_t tokens = (uint32_t)c->pool_page_tokens;
-    while (kern_page_elems(&model->shape, tokens) < KERN_TILE_ELEMENTS) {
-        tokens *= 2;
-    }
-    uint64_t page_bytes =
-        kern_page_elems(&model->shape, tokens) * model->shape.layers * ELEM_BYTES_CPU;
-    uint64_t pages =
-        c->pool_pages > 0 ? (uint64_t)c->pool_pages : (uint64_t)c->pool_bytes / page_bytes;
-    if (pages < 2 || pages > POOL_PAGES_MAX) {
-        return err_set_field(why, ERR_BAD_CONFIG, "pool.bytes",
-                             "the pool would have %" PRIu64 " pages of %" PRIu64
-                             " bytes over all layers; it needs 2 to %d",
-                             pages, page_bytes, POOL_PAGES_MAX);
-    }
-    if (pages * page_bytes > (uint64_t)c->store_bytes) {
-        return err_set_field(why, ERR_BAD_CONFIG, "store.bytes",
-                             "the host store (%" PRId64 " bytes) must not be smaller than the pool "
-                             "(%" PRIu64 " bytes): it holds what is resident too",
-                             c->store_bytes, pages * page_bytes);
-    }
-    uint32_t slot_pages = (model->shape.positions + tokens - 1) / tokens;
-    *plan = (struct worker_plan){
-        .page_tokens = tokens,
-        .page_count = (uint32_t)pages,
-        .slot_pages = slot_pages < pages ? slot_pages : (uint32_t)pages,
-        .adapter_pages = pages < ADAPTER_PAGES_MAX ? (uint32_t)pages : ADAPTER_PAGES_MAX,
-        .elem = KERN_F32,
-        .page_bytes = page_bytes,
-        .pool_bytes = pages * page_bytes,
-        .weight_bytes = model->weight_bytes * (ELEM_BYTES_CPU / STORED_BYTES_MIN),
-    };
-    uint64_t history = (uint64_t)c->scheduler_rows * model->shape.vocab * sizeof(uint32_t);
-    plan->memory_bytes = history + plan->pool_bytes + plan->weight_bytes +
-                         (uint64_t)c->store_bytes + (uint64_t)c->backlog_bytes +
-                         (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
-    return ERR_OK;
-}
-
-static struct kern_limits limits_of(const struct config *c, const struct worker_plan *plan) {
-    return (struct kern_limits){
-        .slots = (uint32_t)c->scheduler_rows,
-        .adapters = (uint32_t)c->pool_adapters,
-        .step_tokens = (uint32_t)c->scheduler_step_tokens,
-        .step_samples = (uint32_t)c->scheduler_rows,
-        .slot_pages = plan->slot_pages,
-        .adapter_pages = plan->adapter_pages,
-        .page_tokens = plan->page_tokens,
-        .threads = (uint32_t)c->device_threads,
-    };
-}
-
 /* ---- open --------------------------------------------------------------------------------- */
 
 static void weights_progress(void *context, uint64_t done, uint64_t all) {
@@ -121,26 +61,40 @@ static void weights_progress(void *context, uint64_t done, uint64_t all) {
     }
 }
 
+/* A device that is out of memory while it opens will not have more later. */
+static enum err does_not_fit(enum err e) {
+    return e == ERR_NO_SPACE ? ERR_NO_MEMORY : e;
+}
+
 static enum err open_device(struct worker *w, struct err_text *why) {
     const struct config *c = w->options.config;
+    const struct model_facts *facts = model_facts(w->model);
     w->ops = kern_find(c->device_kind, why);
     if (w->ops == NULL) {
         return ERR_BAD_CONFIG;
     }
-    const struct model_facts *facts = model_facts(w->model);
-    enum err e = worker_plan(c, facts, &w->plan, why);
+    enum err e = worker_plan(c, w->ops, facts, &w->plan, why);
     if (e != ERR_OK) {
         return e;
     }
-    w->limits = limits_of(c, &w->plan);
-    e = w->ops->open(&w->device, &facts->shape, &w->limits, why);
+    struct kern_limits limits = worker_limits(c, &w->plan);
+    e = w->ops->open(&w->device, &facts->shape, &limits, why);
     if (e == ERR_OK) {
         e = model_weights(w->model, w->ops, w->device, weights_progress, w, why);
     }
     if (e == ERR_OK) {
         e = model_warm(facts, w->ops, w->device);
+        if (e != ERR_OK) {
+            (void)err_set(why, e, "the model's step shapes were not made: %s", err_text(e));
+        }
     }
-    return e == ERR_OK ? w->ops->pool(w->device, w->plan.page_count, why) : e;
+    if (e == ERR_OK) {
+        e = worker_plan_pool(c, w->ops, w->device, facts, &w->plan, why);
+    }
+    if (e == ERR_OK) {
+        e = w->ops->pool(w->device, w->plan.page_count, why);
+    }
+    return does_not_fit(e);
 }
 
 static void name_worker(struct worker *w) {
@@ -314,8 +268,8 @@ static enum err start_middle(struct worker *w, struct source *source, const stru
                                     .model = model_facts(w->model),
                                     .ops = w->ops,
                                     .device = w->device,
-                                    .limits = w->limits,
-                                    .page_count = w->plan.page_count,
+                                    .plan = w->plan,
+                                    .limits = worker_limits(c, &w->plan),
                                     .metrics = w->metrics,
                                     .health = w->health,
                                     .epochs = w->epochs,

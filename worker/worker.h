@@ -54,17 +54,33 @@ struct worker_report worker_report(const struct worker *w);
 struct metrics *worker_metrics(struct worker *w);
 const struct model_facts *worker_model(const struct worker *w);
 
-/* What would be opened, without loading weights: `lorry check`. */
+/* The sizes of a worker on a device, as far as they follow from configuration and model; a GPU's
+ * pool is what its memory has left in the end. */
 struct worker_plan {
-    uint32_t page_tokens, page_count, slot_pages;
+    uint32_t rows, step_tokens, chunk_tokens; /* the configuration's, or the device's own */
+    uint32_t page_tokens, slot_pages;
+    uint32_t page_count;    /* 0 = known when the device is open, by worker_plan_pool() */
     uint32_t adapter_pages; /* most of one adapter */
     enum kern_dtype elem;   /* of the device */
     uint64_t page_bytes;    /* over all layers */
     uint64_t pool_bytes, weight_bytes;
-    uint64_t memory_bytes; /* the sum of all that may become resident (invariant 7) */
+    uint64_t memory_bytes; /* host: the sum of all that may become resident (invariant 7) */
+    /* the scheduler's cost model before it has learned; only ratios matter */
+    double step_us_fixed, step_us_row, load_us_page;
 };
-NODISCARD enum err worker_plan(const struct config *config, const struct model_facts *model,
-                               struct worker_plan *plan, struct err_text *why);
+
+/* Opens nothing: `lorry check`. `ops`: of kern_find(); kern_cpu() will do where no device matters.
+ * Errors  ERR_BAD_CONFIG. */
+NODISCARD enum err worker_plan(const struct config *config, const struct kern_ops *ops,
+                               const struct model_facts *model, struct worker_plan *plan,
+                               struct err_text *why);
+/* Fills in the pool, after the weights and the step shapes have their memory.
+ * Errors  ERR_BAD_CONFIG, ERR_NO_MEMORY: the model leaves no room; why has the figures. */
+NODISCARD enum err worker_plan_pool(const struct config *config, const struct kern_ops *ops,
+                                    struct kern_device *device, const struct model_facts *model,
+                                    struct worker_plan *plan, struct err_text *why);
+/* What a device of this plan is opened with. */
+struct kern_limits worker_limits(const struct config *config, const struct worker_plan *plan);
 
 /* A connection to the Redis that `url` names, authenticated and its database selected, for whoever
  * writes beside the workers; redisFree() releases it. NULL: why says what; it names redis.url where

@@ -80,7 +80,7 @@ def test_bad_model(story, damage, words):
         ("kafka:\n  broker: localhost:9092\n", ["broker", "kafka.brokers"]),
         ("kafak:\n  brokers: localhost:9092\n", ["kafak", "kafka"]),
         ("scheduler:\n  rows: many\n", ["scheduler.rows", "many"]),
-        ("scheduler:\n  rows: 0\n", ["scheduler.rows"]),
+        ("scheduler:\n  rows: 65537\n", ["scheduler.rows"]),
         ("kafka: [\n", ["line"]),
     ],
     ids=["key", "section", "type", "range", "syntax"],

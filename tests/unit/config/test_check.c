@@ -8,7 +8,8 @@ static void wrong_values_name_option_and_reason(void **state) {
     (void)state;
     static const struct wrong cases[] = {
         {"--pool.page_tokens=24", "pool.page_tokens", "power of two, not 24"},
-        {"--scheduler.chunk_tokens=129", "scheduler.chunk_tokens", "step_tokens (128, default)"},
+        {"--scheduler.chunk_tokens=15", "scheduler.chunk_tokens", "0 or at least 16"},
+        {"--scheduler.step_tokens=1", "scheduler.step_tokens", "0 or at least 16"},
         {"--kafka.jobs=^lorry.*", "kafka.jobs", "illegal topic name"},
         {"--kafka.jobs=..", "kafka.jobs", "illegal topic name"},
         {"--kafka.frames=a b", "kafka.frames", "illegal topic name"},
@@ -59,6 +60,13 @@ static void properties_that_are_lorrys_are_refused(void **state) {
     fixture_close(&longer);
 }
 
+static void a_chunk_fits_into_a_step(void **state) {
+    (void)state;
+    struct fixture f = {.args = {"--scheduler.chunk_tokens=129", "--scheduler.step_tokens=128"}};
+    fixture_refused(&f,
+                    TEXTS("scheduler.chunk_tokens", "step_tokens (128, --scheduler.step_tokens)"));
+}
+
 static void topics_may_not_repeat(void **state) {
     (void)state;
     struct fixture f = {.args = {"--kafka.jobs=a", "--kafka.jobs=b", "--kafka.jobs=a"}};
@@ -94,6 +102,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(wrong_values_name_option_and_reason),
         cmocka_unit_test(properties_that_are_lorrys_are_refused),
+        cmocka_unit_test(a_chunk_fits_into_a_step),
         cmocka_unit_test(topics_may_not_repeat),
         cmocka_unit_test(right_values_pass),
     };

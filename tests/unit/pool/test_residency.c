@@ -399,6 +399,44 @@ static void test_without_device(void **state) {
     fixture_close(f);
 }
 
+/* What is resident fills a store that is smaller than the pool no more than what is on its way. */
+static void test_images_are_dropped(void **state) {
+    (void)state;
+    struct fixture *f = fixture_open(1, 1, false);
+    pool_close(f->pool);
+    pool_store_close(f->store);
+    struct pool_options options = {.page_count = 64,
+                                   .adapters = 8,
+                                   .adapter_pages = 16,
+                                   .drop_images_of = FAKE_LAYERS,
+                                   .ops = &fake_ops,
+                                   .device = &f->device};
+    assert_int_equal(pool_open(&f->pool, &options), ERR_OK);
+    struct pool_store_options store = {.bytes = 2 << 12, .chunk_bytes = 2 << 12}; /* for one */
+    assert_int_equal(pool_store_open(&f->store, &store), ERR_OK);
+    uint32_t adapters[8];
+    for (uint32_t i = 0; i < 8; i++) {
+        struct pool_image *image = image_of(f, i + 1, 1 + i);
+        assert_int_equal(pool_adapter_load(f->pool, f->store, image, &adapters[i]), ERR_OK);
+        assert_int_equal(pool_store_counts(f->store).images_held, 1);
+        assert_ptr_equal(pool_adapter_image(f->pool, adapters[i]), image);
+        f->device.done++;
+        assert_int_equal(pool_adapter_poll(f->pool, adapters[i]), POOL_RESIDENT);
+        assert_int_equal(pool_store_counts(f->store).images_held, 0);
+        assert_null(pool_adapter_image(f->pool, adapters[i]));
+    }
+    for (uint32_t i = 0; i < 8; i++) {
+        struct kern_adapter_set set = pool_adapter_set(f->pool, adapters[i]);
+        assert_int_equal(set.page_count, 1 + i);
+        assert_int_equal(set.lora[KERN_MODULES].rank, i + 1);
+        assert_int_equal(f->device.planes[1][set.pages[i]][5], fill_of(i + 1, 1, i));
+    }
+    pool_adapter_evict(f->pool, f->store, adapters[3], 0);
+    assert_int_equal(pool_adapter_poll(f->pool, adapters[3]), POOL_ABSENT);
+    assert_int_equal(pool_counts(f->pool).free, 64 - 36 + 4);
+    fixture_close(f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_load_copies_and_waits),
@@ -407,6 +445,7 @@ int main(void) {
         cmocka_unit_test(test_misuse_crashes),
         cmocka_unit_test(test_run),
         cmocka_unit_test(test_without_device),
+        cmocka_unit_test(test_images_are_dropped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

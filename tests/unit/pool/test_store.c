@@ -465,6 +465,46 @@ static void test_threads(void **state) {
     pool_store_close(s);
 }
 
+/* Chunks are pinned when they are mapped, and unpinned before they go. */
+static uint64_t pinned_bytes, pin_calls;
+static enum err pin_result;
+
+static enum err pin(void *base, uint64_t bytes) {
+    assert_true((uintptr_t)base % KIB4 == 0 && bytes % KIB4 == 0);
+    pin_calls++;
+    pinned_bytes += pin_result == ERR_OK ? bytes : 0;
+    return pin_result;
+}
+
+static void unpin(void *base, uint64_t bytes) {
+    assert_non_null(base);
+    pinned_bytes -= bytes;
+}
+
+static void test_pins(void **state) {
+    (void)state;
+    struct pool_store *s = NULL;
+    struct pool_store_options options = {.bytes = UINT64_C(64) * KIB4,
+                                         .chunk_bytes = UINT64_C(16) * KIB4,
+                                         .pin = pin,
+                                         .unpin = unpin};
+    struct pool_image wanted = {.id = "a", .layers = 1, .page_count = 1, .page_elems = KIB4};
+    struct pool_image *image = NULL;
+    struct err_text why = {0};
+    assert_int_equal(pool_store_open(&s, &options), ERR_OK);
+    pin_result = ERR_NO_SPACE;
+    assert_int_equal(pool_store_reserve(s, &wanted, 1, &image, &why), ERR_NO_SPACE);
+    assert_int_equal(pool_store_counts(s).bytes_taken, 0);
+    pin_result = ERR_OK;
+    assert_int_equal(pool_store_reserve(s, &wanted, 1, &image, &why), ERR_OK);
+    assert_int_equal(pinned_bytes, 16 * KIB4);
+    assert_int_equal(pool_store_counts(s).bytes_taken, pinned_bytes);
+    assert_int_equal(pin_calls, 2);
+    pool_store_abort(s, image);
+    pool_store_close(s);
+    assert_int_equal(pinned_bytes, 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reserve_and_find),
@@ -478,6 +518,7 @@ int main(void) {
         cmocka_unit_test(test_misuse_crashes),
         cmocka_unit_test(test_random_run),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_pins),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
