@@ -48,7 +48,8 @@ void pair_open(struct pair *p, const char *name, const struct kern_shape *shape,
     o.ops = kern_cuda();
     o.warm = options->warm;
     rig_open_with(&p->cuda, shape, &o);
-    assert_int_equal(p->cuda.ops->elem(p->cuda.device), shape->dtype);
+    assert_int_equal(p->cuda.ops->elem(p->cuda.device),
+                     shape->dtype == KERN_F32 ? KERN_BF16 : shape->dtype);
 }
 
 void pair_close(struct pair *p) {

@@ -351,6 +351,18 @@ static void test_graphs(void **state) {
     }
 }
 
+/* A checkpoint in f32 is rounded to bf16 as it comes: the difference includes that of all weights.
+ */
+static void test_weights_of_f32(void **state) {
+    (void)state;
+    struct shape_case c = shapes[0];
+    c.name = "weights of f32";
+    c.shape.dtype = KERN_F32;
+    open_with(&pair, &c, true);
+    ragged(&pair);
+    pair_close(&pair);
+}
+
 enum { HISTORIES = 12 };
 
 /* A step of some of the sequences; slots are used again and again. */
@@ -404,9 +416,9 @@ static void test_random_histories(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ragged),           cmocka_unit_test(test_long_contexts),
-        cmocka_unit_test(test_largest),          cmocka_unit_test(test_graphs),
-        cmocka_unit_test(test_random_histories),
+        cmocka_unit_test(test_ragged),         cmocka_unit_test(test_long_contexts),
+        cmocka_unit_test(test_largest),        cmocka_unit_test(test_graphs),
+        cmocka_unit_test(test_weights_of_f32), cmocka_unit_test(test_random_histories),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
