@@ -1,0 +1,344 @@
+/* sample_draw.cuh - the draw of one row: its candidates, the cuts that options make among them, and
+ * the token that u falls on. The method stands in sample.cu. */
+#ifndef LORRY_KERNELS_CUDA_SAMPLE_DRAW_CUH
+#define LORRY_KERNELS_CUDA_SAMPLE_DRAW_CUH
+
+#include "kernels/cuda/sample_row.cuh"
+
+/* ---- candidates --------------------------------------------------------------------------- */
+
+/* At least what a logit in the bin weighs; the margin covers the rounding of both. */
+static __device__ __forceinline__ uint64_t bin_units(uint32_t bin) {
+    return weight_units(1.001f * exp_as_cpu(-(float)bin / SAMPLE_BINS_UNIT));
+}
+
+/* The leader's `bins`; with `weighs` also its total. Ends with the team's barrier. */
+static __device__ void bins_count(const struct sample_team &t, const struct sample_scale &scale,
+                                  bool weighs) {
+    struct sample_room *own = sample_own();
+    for (uint32_t i = threadIdx.x; i < SAMPLE_BINS; i += SAMPLE_THREADS) {
+        own->bins[i] = 0;
+    }
+    if (threadIdx.x == 0) {
+        own->total_low = own->total_high = own->list_count = 0;
+    }
+    sample_team_sync(t);
+    uint64_t sum = 0;
+    row_each(t, [&](uint32_t, float logit) {
+        uint32_t bin = bin_of(scale, logit);
+        if (bin < SAMPLE_BINS) {
+            atomicAdd(&own->bins[bin], 1u);
+        }
+        if (weighs) {
+            sum += weight_units(weigh(scale, logit));
+        }
+    });
+    if (weighs) {
+        sum = warp_prefix(sum);
+        if (threadIdx.x % 32 == 31) {
+            atomic_add_64(&t.lead->total_low, &t.lead->total_high, sum);
+        }
+    }
+    if (t.rank != 0) {
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < SAMPLE_BINS; i += SAMPLE_THREADS) {
+            if (own->bins[i] != 0) {
+                atomicAdd(&t.lead->bins[i], own->bins[i]);
+            }
+        }
+    }
+    sample_team_sync(t);
+}
+
+/* Leader: the first bin up to which bins weigh `target`, mass(bin) each; else the last one. */
+template <class M>
+static __device__ uint32_t bins_reaching(struct sample_room *room, uint64_t target, M mass) {
+    uint64_t part[SAMPLE_BINS_THREAD], sum = 0, all;
+#pragma unroll
+    for (uint32_t i = 0; i < SAMPLE_BINS_THREAD; i++) {
+        part[i] = mass(threadIdx.x * SAMPLE_BINS_THREAD + i);
+        sum += part[i];
+    }
+    if (threadIdx.x == 0) {
+        room->picked = SAMPLE_BINS - 1;
+    }
+    uint64_t through = block_prefix(room, sum, &all) - sum;
+    for (uint32_t i = 0; i < SAMPLE_BINS_THREAD; i++) {
+        if (through < target && through + part[i] >= target) {
+            room->picked = threadIdx.x * SAMPLE_BINS_THREAD + i;
+        }
+        through += part[i];
+    }
+    __syncthreads();
+    uint32_t bin = room->picked;
+    __syncthreads();
+    return bin;
+}
+
+template <class M> static __device__ uint64_t bins_total(struct sample_room *room, M mass) {
+    uint64_t sum = 0;
+    for (uint32_t i = threadIdx.x; i < SAMPLE_BINS; i += SAMPLE_THREADS) {
+        sum += mass(i);
+    }
+    return block_total(room, sum);
+}
+
+/* Leader: bins up to `limit` will be listed, if there is room. Returns how many logits they hold.
+ */
+static __device__ uint64_t list_plan(struct sample_room *room, uint32_t limit) {
+    uint64_t count = bins_total(
+        room, [&](uint32_t bin) -> uint64_t { return bin <= limit ? room->bins[bin] : 0; });
+    if (threadIdx.x == 0) {
+        room->limit = limit;
+        room->listed = count <= SAMPLE_LIST ? 1 : 0;
+    }
+    return count;
+}
+
+/* After the leader's plan. Begins and ends with the team's barrier. */
+static __device__ void list_fill(const struct sample_team &t, const struct sample_scale &scale) {
+    sample_team_sync(t);
+    struct sample_room *lead = t.lead;
+    if (lead->listed != 0) {
+        const uint32_t limit = lead->limit;
+        row_each(t, [&](uint32_t id, float logit) {
+            uint32_t bin = bin_of(scale, logit);
+            if (bin < SAMPLE_BINS && bin <= limit) {
+                lead->list[atomicAdd(&lead->list_count, 1u)] = {id, logit};
+            }
+        });
+    }
+    sample_team_sync(t);
+}
+
+/* ---- cuts --------------------------------------------------------------------------------- */
+
+/* What stays. */
+struct sample_cuts {
+    struct sample_scale scale;
+    float min_p;         /* weights below go */
+    uint32_t logit_key;  /* float_order(): logits below go */
+    uint32_t weight_key; /* bits: weights below go, and of equal ones ids above last_id */
+    uint32_t last_id;
+};
+
+/* 0: it goes. */
+static __device__ __forceinline__ float kept(const struct sample_cuts &c, uint32_t id,
+                                             float logit) {
+    if (float_order(logit) < c.logit_key) {
+        return 0;
+    }
+    float weight = weigh(c.scale, logit);
+    uint32_t key = __float_as_uint(weight);
+    bool goes = key < c.weight_key || (key == c.weight_key && id > c.last_id) || weight < c.min_p;
+    return goes ? 0 : weight;
+}
+
+static __device__ uint64_t kept_total(const struct sample_team &t, const struct sample_cuts &c) {
+    uint64_t sum = 0;
+    candidates_each(t, [&](uint32_t id, float logit) { sum += weight_units(kept(c, id, logit)); });
+    return block_total(sample_own(), sum);
+}
+
+/* What top_p of it is: at least one unit, so that one token stays. */
+static __device__ __forceinline__ uint64_t share(uint64_t total, float top_p) {
+    double target = ceil((double)top_p * (double)total);
+    uint64_t units = target > 1 ? (uint64_t)target : 1;
+    return units < total ? units : total;
+}
+
+/* The least set, from the greatest weight on, that weighs `target`; of equal ones the lowest ids.
+ * Leader only. */
+static __device__ void top_p_cut(const struct sample_team &t, uint64_t target,
+                                 struct sample_cuts *c) {
+    const struct sample_cuts before = *c;
+    struct sample_border border =
+        key_reaching(t, 24, target, [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
+            float weight = kept(before, id, logit);
+            *key = __float_as_uint(weight);
+            return weight_units(weight);
+        });
+    c->weight_key = border.key;
+    const uint64_t units = weight_units(__uint_as_float(border.key));
+    if (border.above + border.here - units < target) {
+        return; /* all of the equal ones are needed */
+    }
+    border = key_reaching(t, ID_SHIFT, target - border.above,
+                          [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
+                              *key = id_key(id);
+                              float weight = kept(before, id, logit);
+                              return __float_as_uint(weight) == c->weight_key ? units : 0;
+                          });
+    c->last_id = id_key(border.key);
+}
+
+/* Finds the cuts among the candidates. Leader only. */
+static __device__ void cuts_find(const struct sample_team &t, const struct cuda_slot *slot,
+                                 uint32_t top_k, struct sample_cuts *c) {
+    struct sample_room *room = sample_own();
+    if (top_k != 0 && (room->listed == 0 || room->list_count > top_k)) {
+        c->logit_key =
+            key_reaching(t, 24, top_k, [](uint32_t, float logit, uint32_t *key) -> uint64_t {
+                *key = float_order(logit);
+                return 1;
+            }).key;
+    }
+    if (slot->top_p < 1) {
+        uint64_t total =
+            top_k != 0 ? kept_total(t, *c) : (uint64_t)room->total_high << 32 | room->total_low;
+        top_p_cut(t, share(total, slot->top_p), c);
+    }
+    c->min_p = fminf(slot->min_p, 1.0f);
+}
+
+/* The last bin that may hold something that stays. Leader only. */
+static __device__ uint32_t cuts_limit(struct sample_room *room, const struct cuda_slot *slot,
+                                      uint32_t top_k) {
+    uint32_t limit;
+    if (top_k != 0) {
+        limit =
+            bins_reaching(room, top_k, [&](uint32_t bin) -> uint64_t { return room->bins[bin]; });
+    } else if (slot->top_p < 1) {
+        /* What lies beyond weighs less than top_p leaves over. One bin more: exp_as_cpu() is
+         * monotone but for its last bits, and equal weights must be together. */
+        auto most = [&](uint32_t bin) -> uint64_t { return room->bins[bin] * bin_units(bin); };
+        uint64_t total = (uint64_t)room->total_high << 32 | room->total_low;
+        uint64_t over = total - share(total, slot->top_p);
+        limit = bins_reaching(room, bins_total(room, most) - over, most) + 1;
+    } else {
+        float bins = -SAMPLE_BINS_UNIT * logf(fminf(slot->min_p, 1.0f));
+        limit = (uint32_t)bins + 2; /* one for rounding, one as above */
+    }
+    return min(limit, (uint32_t)SAMPLE_BINS - 1);
+}
+
+/* ---- the draw ----------------------------------------------------------------------------- */
+
+/* u times all, and one: the first sum that exceeds u times all reaches it. */
+static __device__ __forceinline__ uint64_t draw_target(uint32_t random, uint64_t total) {
+    return __umul64hi((uint64_t)random << 32, total) + 1;
+}
+
+static __device__ uint32_t draw_listed(const struct sample_team &t, const struct sample_cuts &c,
+                                       uint32_t random) {
+    uint64_t target = draw_target(random, kept_total(t, c));
+    return id_key(
+        key_reaching(t, ID_SHIFT, target, [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
+            *key = id_key(id);
+            return weight_units(kept(c, id, logit));
+        }).key);
+}
+
+static __device__ __forceinline__ uint64_t quad_units(const struct sample_cuts &c, uint32_t quad,
+                                                      float4 v) {
+    return weight_units(kept(c, 4 * quad, v.x)) + weight_units(kept(c, 4 * quad + 1, v.y)) +
+           weight_units(kept(c, 4 * quad + 2, v.z)) + weight_units(kept(c, 4 * quad + 3, v.w));
+}
+
+static __device__ __forceinline__ uint32_t segment_count(const struct sample_team &t) {
+    return ((t.vocab + 3) / 4 + SAMPLE_SEGMENT_QUADS - 1) / SAMPLE_SEGMENT_QUADS;
+}
+
+/* The leader's segments; a warp takes some at once. */
+static __device__ void segments_weigh(const struct sample_team &t, const struct sample_cuts &c) {
+    const uint32_t quads = (t.vocab + 3) / 4, count = segment_count(t);
+    const uint32_t lane = threadIdx.x % 32, step = t.size * SAMPLE_WARPS;
+    for (uint32_t first = t.rank * SAMPLE_WARPS + threadIdx.x / 32; first < count;
+         first += SAMPLE_LOADS * step) {
+        float4 v[SAMPLE_LOADS];
+#pragma unroll
+        for (uint32_t i = 0; i < SAMPLE_LOADS; i++) {
+            const uint32_t quad = (first + i * step) * SAMPLE_SEGMENT_QUADS + lane;
+            if (quad < quads) {
+                v[i] = row_quad(t, quad);
+            }
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < SAMPLE_LOADS; i++) {
+            const uint32_t segment = first + i * step;
+            const uint32_t quad = segment * SAMPLE_SEGMENT_QUADS + lane;
+            uint64_t sum = warp_prefix(quad < quads ? quad_units(c, quad, v[i]) : 0);
+            if (lane == 31 && segment < count) {
+                t.lead->segments[segment] = sum;
+            }
+        }
+    }
+}
+
+/* In the segments. Leader only. */
+static __device__ uint32_t draw_segments(const struct sample_team &t, const struct sample_cuts &c,
+                                         uint32_t random) {
+    struct sample_room *room = sample_own();
+    const uint32_t count = segment_count(t);
+    const uint32_t each = (count + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
+    const uint32_t begin = min(threadIdx.x * each, count), end = min(begin + each, count);
+    uint64_t sum = 0, total;
+    for (uint32_t i = begin; i < end; i++) {
+        sum += room->segments[i];
+    }
+    uint64_t through = block_prefix(room, sum, &total) - sum;
+    uint64_t target = draw_target(random, total);
+    for (uint32_t i = begin; i < end; i++) {
+        uint64_t before = through;
+        through += room->segments[i];
+        if (before < target && target <= through) { /* of one thread, once */
+            room->picked = i;
+            room->picked_above = before;
+        }
+    }
+    __syncthreads();
+    const uint32_t quad = room->picked * SAMPLE_SEGMENT_QUADS + threadIdx.x;
+    through = room->picked_above;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const bool inside = quad < (t.vocab + 3) / 4;
+        const float4 v = inside ? row_quad(t, quad) : make_float4(0, 0, 0, 0);
+        sum = inside ? quad_units(c, quad, v) : 0;
+        through += warp_prefix(sum) - sum;
+        const float logit[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            uint64_t before = through;
+            through += inside ? weight_units(kept(c, 4 * quad + i, logit[i])) : 0;
+            if (before < target && target <= through) {
+                room->picked = 4 * quad + i;
+            }
+        }
+    }
+    __syncthreads();
+    return room->picked;
+}
+
+/* For all threads of the leader. */
+static __device__ uint32_t draw(const struct sample_team t, const struct cuda_slot *slot,
+                                uint32_t position, uint64_t best) {
+    struct sample_cuts c = {sample_scale_of(rank_logit(best), slot->temperature), 0, 0, 0,
+                            UINT32_MAX};
+    const uint32_t top_k = slot->top_k < t.vocab ? slot->top_k : 0;
+    const bool cuts = top_k != 0 || slot->top_p < 1 || slot->min_p > 0;
+    if (cuts) {
+        bins_count(t, c.scale, top_k == 0 && slot->top_p < 1);
+        if (t.rank == 0) {
+            (void)list_plan(sample_own(), cuts_limit(sample_own(), slot, top_k));
+        }
+        list_fill(t, c.scale);
+    } else {
+        segments_weigh(t, c);
+        sample_team_sync(t);
+    }
+    if (t.rank != 0) {
+        return 0;
+    }
+    const uint32_t random = random_word(slot->seed, position);
+    if (cuts) {
+        cuts_find(t, slot, top_k, &c);
+        if (sample_own()->listed != 0) {
+            return draw_listed(t, c, random);
+        }
+        segments_weigh(sample_solo(t), c);
+        __syncthreads();
+    }
+    return draw_segments(t, c, random);
+}
+
+#endif
