@@ -3,7 +3,7 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo test test-gpu cuda cuda-all sim fuzz lint fmt docs clean
+.PHONY: help setup build demo test test-gpu sanitize-gpu cuda cuda-all sim fuzz lint fmt docs clean
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
@@ -11,6 +11,7 @@ help:
 	@echo "make demo    a Kafka, a Redis, a worker, 200 jobs over a base and four adapters"
 	@echo "make test    every test: unit (also under sanitizers), corpus, simulation, integration"
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
+	@echo "make sanitize-gpu   the same, in part, under compute-sanitizer"
 	@echo "make cuda-all   compiles the CUDA kernels for every GPU they know; needs none"
 	@echo "make sim SEED=n   replay one simulation"
 	@echo "make lint    format, layers, clang-tidy, scripts;  make fmt formats"
@@ -33,9 +34,14 @@ demo: build
 test: setup cuda
 	@tools/test
 
-# No setup: it must run on a machine that has a GPU and a CUDA toolkit, and no network.
+# No setup: these must run on a machine that has a GPU and a CUDA toolkit, and no network.
 test-gpu:
 	@tools/test gpu
+
+sanitize-gpu:
+	@cmake --preset gpu >/dev/null
+	@cmake --build build/gpu -j $(JOBS) --target gpu_tests
+	@tools/gpu/sanitize
 
 cuda:
 	@tools/setup --quiet cuda

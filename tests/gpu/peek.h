@@ -42,15 +42,14 @@ void peek_cuda_plane(const struct kern_device *d, uint32_t layer, uint16_t *out)
 /* The id of a token that the penalties look up. */
 uint32_t peek_cuda_history(const struct kern_device *d, uint32_t page, uint32_t offset);
 
+/* Lets the slots' page lists point nowhere: the next step that writes K and V faults. */
+void peek_cuda_break(struct kern_device *d);
+
 /* What a launch of the last step could depend on. */
 struct peek_bucket {
     uint32_t rows, sample_rows; /* padding included */
     bool mixed, lora;
 };
 struct peek_bucket peek_cuda_bucket(const struct kern_device *d);
-
-/* The most tokens of a step that is replayed from a graph. */
-uint32_t peek_cuda_graph_tokens(void);
-uint32_t peek_cuda_graph_mixed_tokens(void);
 
 #endif

@@ -93,10 +93,10 @@ struct peek_bucket peek_cuda_bucket(const struct kern_device *d) {
         .rows = d->rows, .sample_rows = d->sample_rows, .mixed = d->mixed, .lora = d->lora_rows};
 }
 
-uint32_t peek_cuda_graph_tokens(void) {
-    return CUDA_GRAPH_TOKENS;
-}
-
-uint32_t peek_cuda_graph_mixed_tokens(void) {
-    return CUDA_MIXED_TOKENS;
+void peek_cuda_break(struct kern_device *d) {
+    const struct cuda_tables *t = &d->tables;
+    uint64_t bytes = (uint64_t)d->limits.slots * t->slot_page_row * sizeof t->slot_pages[0];
+    demand(cudaStreamSynchronize(d->stream), "the steps so far");
+    demand(cudaMemset(t->slot_pages, 0x7e, bytes), "the page lists"); /* some 2 · 10⁹ each */
+    demand(cudaDeviceSynchronize(), "the page lists");
 }

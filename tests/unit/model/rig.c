@@ -27,7 +27,7 @@ static uint32_t row_pages(const struct rig *r) {
 void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
               const struct rig_limits *limits) {
     struct err_text why = {0};
-    *r = (struct rig){.ops = kern_cpu(), .limits = *limits};
+    *r = (struct rig){.ops = limits->ops == NULL ? kern_cpu() : limits->ops, .limits = *limits};
     demand(model_open(&r->model, model_dir, &why), &why);
     struct kern_limits device = {.slots = limits->rows,
                                  .adapters = limits->adapters,
@@ -39,6 +39,7 @@ void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
                                  .threads = 2};
     demand(r->ops->open(&r->device, &model_facts(r->model)->shape, &device, &why), &why);
     demand(model_weights(r->model, r->ops, r->device, NULL, NULL, &why), &why);
+    demand(model_warm(model_facts(r->model), r->ops, r->device), &why);
     demand(r->ops->pool(r->device, limits->pages, &why), &why);
     struct pool_options pool = {.page_count = limits->pages,
                                 .adapters = limits->adapters,
@@ -171,7 +172,7 @@ static void add_row(struct batch *b, const struct rig_row *row, struct row_state
     if (s->done < row->prompt_count) {
         uint32_t left = row->prompt_count - s->done;
         count = row->chunk == 0 || row->chunk > left ? left : row->chunk;
-        sample = count == left;
+        sample = count == left || row->forced;
         memcpy(b->tokens + begin, row->prompt + s->done, count * sizeof *b->tokens);
     } else {
         b->tokens[begin] = KERN_TOKEN_LAST;
@@ -232,7 +233,10 @@ static void run_step(struct rig *r, struct batch *b, struct rig_row *rows,
             float *out = row->logits + (uint64_t)s->sampled * facts->shape.vocab;
             assert_int_equal(r->ops->logits(r->device, i, out), ERR_OK);
         }
-        row->tokens[s->sampled++] = samples[i].token;
+        if (!row->forced) {
+            row->tokens[s->sampled] = samples[i].token;
+        }
+        s->sampled++;
     }
 }
 

@@ -12,6 +12,7 @@
 enum { RIG_TOKENS_MAX = 64 };
 
 struct rig_limits {
+    const struct kern_ops *ops; /* NULL: the CPU */
     uint32_t pages;
     uint32_t rows;       /* most sequences at once */
     uint32_t row_tokens; /* longest sequence, prompt and answer */
@@ -52,6 +53,8 @@ struct rig_row {
     uint32_t chunk;                  /* prompt tokens a step; 0 = all at once */
     uint32_t start;                  /* the step at which it joins */
     uint32_t token_count;            /* to sample, greedily; at most RIG_TOKENS_MAX */
+    bool forced;                     /* each chunk of the prompt samples instead, and is not heard:
+                                        token_count is the number of chunks, of any size */
     float *logits;                   /* out: [token_count][vocab], or NULL */
     uint32_t tokens[RIG_TOKENS_MAX]; /* out */
 };
