@@ -346,7 +346,7 @@ entry "default". Tools and documents are none."""
 TEMPLATE_LIMITS = """
 A template that raises, or does what the engine lacks, rejects the job with the template's or the engine's
 words. Known to fail: `'%s' % x` (the filter `format` works), slices backwards over nothing, as
-`''[::-1]`. Known to differ: `~` and `join` write None, True and False in lower case; `[a:0:-1]` includes
+`''[::-1]`. Known to differ: `~` writes None, True and False in lower case; `[a:0:-1]` includes
 the first item.
 """
 

@@ -296,6 +296,32 @@ static void failing_templates_reject_the_job(void **state) {
     }
 }
 
+/* What Jinja2 renders. */
+static void joins_as_python_writes_it(void **state) {
+    (void)state;
+    static const struct {
+        const char *template, *text;
+    } cases[] = {
+        {"{{ [none,true,1,1.0,'a',[1,none],{'a':false}]|join(', ') }}",
+         "None, True, 1, 1.0, a, [1, None], {'a': False}"},
+        {"{{ [{'a':none},{'a':'x'}]|join('-', attribute='a') }}", "None-x"},
+        {"{{ [{'a':{'b':true}}]|join('-', 'a.b') }}", "True"},
+        {"{{ [[5,6],[7,8]]|join(d=';', attribute=1) }}", "6;8"},
+        {"{{ 'abc'|join('-') }}", "a-b-c"},
+        {"{{ nope|join('-') }}|{{ [nope, 1]|join }}", "|1"},
+        {"{{ {'k': 1, 'j': 2}|join(',') }}", "k,j"},
+        {"{{ [1,2]|join(3) }}", "132"},
+    };
+    for (unsigned i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *out = NULL;
+        size_t bytes = 0;
+        struct err_text why = {0};
+        assert_int_equal(render_hi(cases[i].template, &out, &bytes, &why), ERR_OK);
+        assert_string_equal(out, cases[i].text);
+        text_release(out);
+    }
+}
+
 static void template_file_goes_before_the_configuration(void **state) {
     (void)state;
     char *out = NULL;
@@ -398,6 +424,7 @@ int main(void) {
         cmocka_unit_test(length_is_never_changed),
         cmocka_unit_test(bad_utf8_is_rejected),
         cmocka_unit_test(failing_templates_reject_the_job),
+        cmocka_unit_test(joins_as_python_writes_it),
         cmocka_unit_test(template_file_goes_before_the_configuration),
         cmocka_unit_test(without_template_messages_are_unsupported),
         cmocka_unit_test(threads_share_one_text),

@@ -1,7 +1,7 @@
 //! Where templates mean Python and minijinja's pycompat is not exact: white space (Python counts
 //! U+001C to U+001F), line ends, title case, a few methods, and how all but text and numbers is printed.
 
-use minijinja::value::{from_args, Tuple, Value, ValueKind};
+use minijinja::value::{from_args, Kwargs, Tuple, Value, ValueKind};
 use minijinja::{escape_formatter, Environment, Error, ErrorKind, Output, State};
 use minijinja_contrib::pycompat;
 
@@ -14,6 +14,7 @@ pub fn install(env: &mut Environment) {
     env.add_filter("trim", trim);
     env.add_filter("capitalize", |value: Value| capitalize(&text_of(&value)));
     env.add_filter("string", |value: Value| text_of(&value));
+    env.add_filter("join", join);
 }
 
 fn print(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
@@ -86,6 +87,34 @@ fn quote(s: &str) -> String {
     }
     out.push(mark);
     out
+}
+
+/// The items, or what `attribute` (a path with dots, or an index) names of each, as `str` writes them.
+fn join(
+    value: &Value,
+    by: Option<Value>,
+    attribute: Option<Value>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let by = by.map_or_else(|| named.get::<Option<Value>>("d"), |v| Ok(Some(v)))?;
+    let attribute =
+        attribute.map_or_else(|| named.get::<Option<Value>>("attribute"), |v| Ok(Some(v)))?;
+    named.assert_all_used()?;
+    let path = attribute.map(|name| text_of(&name));
+    let mut out = String::new();
+    for (i, mut item) in value.try_iter()?.enumerate() {
+        for part in path.iter().flat_map(|path| path.split('.')) {
+            let key = part
+                .parse::<i64>()
+                .map_or_else(|_| Value::from(part), Value::from);
+            item = item.get_item(&key)?;
+        }
+        if let (Some(by), true) = (&by, i > 0) {
+            out.push_str(&text_of(by));
+        }
+        out.push_str(&text_of(&item));
+    }
+    Ok(out)
 }
 
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
