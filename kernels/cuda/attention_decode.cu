@@ -29,7 +29,6 @@
 #include "kernels/cuda/common.cuh"
 
 /* nvcc 13.0 does not see the launch bounds of a template and misses them at its launch. */
-#pragma nv_diag_suppress 20238
 
 enum { WARP = 32, THREADS = CUDA_DECODE_WARPS * WARP, TILE = CUDA_DECODE_TILE };
 

@@ -38,7 +38,6 @@
 #include "kernels/cuda/attention_tile.cuh"
 
 /* nvcc 13.0 does not see the launch bounds of a template's instances. */
-#pragma nv_diag_suppress 20238
 
 namespace {
 
