@@ -3,7 +3,7 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo test test-gpu sanitize-gpu cuda cuda-all sim fuzz lint fmt docs clean
+.PHONY: help setup build demo test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
@@ -12,6 +12,7 @@ help:
 	@echo "make test    every test: unit (also under sanitizers), corpus, simulation, integration"
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
 	@echo "make sanitize-gpu   the same, in part, under compute-sanitizer"
+	@echo "make bench-ops   times each block of a step on the device; BENCH=options, see BENCH=--help"
 	@echo "make cuda-all   compiles the CUDA kernels for every GPU they know; needs none"
 	@echo "make sim SEED=n   replay one simulation"
 	@echo "make lint    format, layers, clang-tidy, scripts;  make fmt formats"
@@ -42,6 +43,13 @@ sanitize-gpu:
 	@cmake --preset gpu >/dev/null
 	@cmake --build build/gpu -j $(JOBS) --target gpu_tests
 	@tools/gpu/sanitize
+
+# No setup either: with BENCH_PRESET=gpu it is built where `make test-gpu` is.
+BENCH_PRESET ?= release
+bench-ops:
+	@cmake --preset $(BENCH_PRESET) >/dev/null
+	@cmake --build build/$(BENCH_PRESET) -j $(JOBS) --target bench_ops >/dev/null
+	@build/$(BENCH_PRESET)/tools/bench_ops $(BENCH)
 
 cuda:
 	@tools/setup --quiet cuda
