@@ -8,19 +8,26 @@
  * [page][page_tokens] ids. Out: slots' last and done, results [sample_count].
  *
  * Work: a team takes a row at a time. Few rows: a team is a cluster of up to 8 blocks (sm_90),
- * which share its shared memory; else one block, two to a multiprocessor. Walks over the row:
- *   greedy       1: the greatest
- *   temperature  2: the greatest; what segments of 128 ids weigh, then one segment
- *   with cuts    3: the greatest; a histogram of how far below it logits lie, which tells a bin
- *                that all that may stay lies above (and with top_p what all weigh); a list of these
- *                candidates in shared memory. Borders are then found in the list by a radix select.
- *                More than 8,192 candidates (flat logits, large top_k): there is no list, and the
- *                leader's select walks the row instead, up to 4 times for a border and for ties.
- *   logprobs     2 more
- *   penalties    1 more, and the history once for each slice of 16,384 ids, whose counts stand in
- *                shared memory
- * Bytes: 4 × vocab per walk, from the second on mostly out of the second-level cache. A weight
- * costs some 30 operations, so walks that weigh are bound by them, not by memory.
+ * which share the first one's shared memory; else a block. Blocks have 256 threads, and a
+ * multiprocessor two of them. Walks over the row:
+ *
+ * - greedy: one, for the greatest.
+ *
+ * - temperature: two; the second weighs segments of 128 ids, one of which is then looked through.
+ *
+ * - top_k, top_p, min_p: three. The second makes a histogram of how far below the greatest logits
+ *   lie (with top_p also what all weigh), which tells how far down anything may stay; the third
+ *   lists what lies above in shared memory, where a radix select finds borders and token. More than
+ *   8,192 candidates (flat logits, large top_k) are not listed: the leader's select walks the row
+ *   instead, some ten times.
+ *
+ * - log-probabilities: two more, of the same kind.
+ *
+ * - penalties: one more, and the history once for each slice of 16,384 ids, which are counted in
+ *   shared memory.
+ *
+ * Bytes: 4 × vocab per walk, the later ones mostly out of the second-level cache. A weight costs
+ * some 30 operations, so walks that weigh are bound by these and not by memory.
  *
  * Exactness: weights have the bits of the CPU's AVX2 table; sums are integers in units of 2⁻⁴⁴
  * (sample_row.cuh), where the CPU adds doubles: a draw can differ where u or top_p hits a border
@@ -45,7 +52,7 @@ struct sample_args {
 static __device__ uint64_t row_best(const struct sample_team &t) {
     float best = -INFINITY;
     uint32_t best_id = 4 * (t.rank * SAMPLE_THREADS + threadIdx.x); /* this thread's first */
-    row_each<SAMPLE_LOADS_BEST>(t, [&](uint32_t id, float logit) {
+    row_each<SAMPLE_LOADS_MOST>(t, [&](uint32_t id, float logit) {
         if (logit > best) {
             best = logit;
             best_id = id;
@@ -84,21 +91,23 @@ static __device__ void log_probabilities(const struct sample_team t, uint64_t be
     count = count < t.vocab ? count : t.vocab;
     if (!isinf(max)) {
         bins_count(t, scale, true);
-        if (t.rank == 0) {
+        if (t.rank == 0 && count > 0) {
             auto held = [&](uint32_t bin) -> uint64_t { return room->bins[bin]; };
             uint64_t listed = list_plan(room, bins_reaching(room, count, held));
             if (threadIdx.x == 0 && listed < count) {
                 room->listed = 0; /* some of the top weigh nothing */
             }
         }
-        list_fill(t, scale);
+        if (count > 0) {
+            list_fill(t, scale);
+        }
     } else if (threadIdx.x == 0) {
         room->listed = 0;
     }
     if (t.rank == 0) {
         __syncthreads();
         if (threadIdx.x == 0) {
-            double all = (double)((uint64_t)room->total_high << 32 | room->total_low);
+            double all = (double)(room_total(room));
             room->log_all = isinf(max) ? (double)max : (double)max + log(all * 0x1p-44);
         }
         uint64_t last = UINT64_MAX;

@@ -7,6 +7,10 @@
 
 /* ---- candidates --------------------------------------------------------------------------- */
 
+static __device__ __forceinline__ uint64_t room_total(const struct sample_room *room) {
+    return (uint64_t)room->total_high << 32 | room->total_low;
+}
+
 /* At least what a logit in the bin weighs; the margin covers the rounding of both. */
 static __device__ __forceinline__ uint64_t bin_units(uint32_t bin) {
     return weight_units(1.001f * exp_as_cpu(-(float)bin / SAMPLE_BINS_UNIT));
@@ -23,21 +27,24 @@ static __device__ void bins_count(const struct sample_team &t, const struct samp
         own->total_low = own->total_high = own->list_count = 0;
     }
     sample_team_sync(t);
-    uint64_t sum = 0;
-    row_each(t, [&](uint32_t, float logit) {
+    auto count = [&](uint32_t, float logit) {
         uint32_t bin = bin_of(scale, logit);
         if (bin < SAMPLE_BINS) {
             atomicAdd(&own->bins[bin], 1u);
         }
-        if (weighs) {
-            sum += weight_units(weigh(scale, logit));
-        }
-    });
+    };
     if (weighs) {
+        uint64_t sum = 0;
+        row_each(t, [&](uint32_t id, float logit) {
+            count(id, logit);
+            sum += weight_units(weigh(scale, logit));
+        });
         sum = warp_prefix(sum);
         if (threadIdx.x % 32 == 31) {
             atomic_add_64(&t.lead->total_low, &t.lead->total_high, sum);
         }
+    } else {
+        row_each(t, count);
     }
     if (t.rank != 0) {
         __syncthreads();
@@ -113,15 +120,6 @@ static __device__ void list_fill(const struct sample_team &t, const struct sampl
 
 /* ---- cuts --------------------------------------------------------------------------------- */
 
-/* What stays. */
-struct sample_cuts {
-    struct sample_scale scale;
-    float min_p;         /* weights below go */
-    uint32_t logit_key;  /* float_order(): logits below go */
-    uint32_t weight_key; /* bits: weights below go, and of equal ones ids above last_id */
-    uint32_t last_id;
-};
-
 /* 0: it goes. */
 static __device__ __forceinline__ float kept(const struct sample_cuts &c, uint32_t id,
                                              float logit) {
@@ -147,50 +145,6 @@ static __device__ __forceinline__ uint64_t share(uint64_t total, float top_p) {
     return units < total ? units : total;
 }
 
-/* The least set, from the greatest weight on, that weighs `target`; of equal ones the lowest ids.
- * Leader only. */
-static __device__ void top_p_cut(const struct sample_team &t, uint64_t target,
-                                 struct sample_cuts *c) {
-    const struct sample_cuts before = *c;
-    struct sample_border border =
-        key_reaching(t, 24, target, [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
-            float weight = kept(before, id, logit);
-            *key = __float_as_uint(weight);
-            return weight_units(weight);
-        });
-    c->weight_key = border.key;
-    const uint64_t units = weight_units(__uint_as_float(border.key));
-    if (border.above + border.here - units < target) {
-        return; /* all of the equal ones are needed */
-    }
-    border = key_reaching(t, ID_SHIFT, target - border.above,
-                          [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
-                              *key = id_key(id);
-                              float weight = kept(before, id, logit);
-                              return __float_as_uint(weight) == c->weight_key ? units : 0;
-                          });
-    c->last_id = id_key(border.key);
-}
-
-/* Finds the cuts among the candidates. Leader only. */
-static __device__ void cuts_find(const struct sample_team &t, const struct cuda_slot *slot,
-                                 uint32_t top_k, struct sample_cuts *c) {
-    struct sample_room *room = sample_own();
-    if (top_k != 0 && (room->listed == 0 || room->list_count > top_k)) {
-        c->logit_key =
-            key_reaching(t, 24, top_k, [](uint32_t, float logit, uint32_t *key) -> uint64_t {
-                *key = float_order(logit);
-                return 1;
-            }).key;
-    }
-    if (slot->top_p < 1) {
-        uint64_t total =
-            top_k != 0 ? kept_total(t, *c) : (uint64_t)room->total_high << 32 | room->total_low;
-        top_p_cut(t, share(total, slot->top_p), c);
-    }
-    c->min_p = fminf(slot->min_p, 1.0f);
-}
-
 /* The last bin that may hold something that stays. Leader only. */
 static __device__ uint32_t cuts_limit(struct sample_room *room, const struct cuda_slot *slot,
                                       uint32_t top_k) {
@@ -202,7 +156,7 @@ static __device__ uint32_t cuts_limit(struct sample_room *room, const struct cud
         /* What lies beyond weighs less than top_p leaves over. One bin more: exp_as_cpu() is
          * monotone but for its last bits, and equal weights must be together. */
         auto most = [&](uint32_t bin) -> uint64_t { return room->bins[bin] * bin_units(bin); };
-        uint64_t total = (uint64_t)room->total_high << 32 | room->total_low;
+        uint64_t total = room_total(room);
         uint64_t over = total - share(total, slot->top_p);
         limit = bins_reaching(room, bins_total(room, most) - over, most) + 1;
     } else {
@@ -219,14 +173,73 @@ static __device__ __forceinline__ uint64_t draw_target(uint32_t random, uint64_t
     return __umul64hi((uint64_t)random << 32, total) + 1;
 }
 
-static __device__ uint32_t draw_listed(const struct sample_team &t, const struct sample_cuts &c,
-                                       uint32_t random) {
-    uint64_t target = draw_target(random, kept_total(t, c));
-    return id_key(
-        key_reaching(t, ID_SHIFT, target, [&](uint32_t id, float logit, uint32_t *key) -> uint64_t {
-            *key = id_key(id);
-            return weight_units(kept(c, id, logit));
-        }).key);
+/* Borders among the candidates, in this order. One loop goes through them, so that their code is
+ * there once: it would not fit the instruction cache four times. */
+enum sample_border_of {
+    BORDER_TOP_K, /* the least logit that stays */
+    BORDER_TOP_P, /* the least weight that stays */
+    BORDER_TIES,  /* of those that have that weight, the last id that stays */
+    BORDER_DRAW,  /* of all that stay, the id that u falls on */
+    BORDERS,
+};
+
+/* What key_reaching() is to sum. */
+static __device__ __forceinline__ uint64_t border_mass(uint32_t border, const struct sample_cuts &c,
+                                                       uint32_t id, float logit, uint32_t *key) {
+    if (border == BORDER_TOP_K) {
+        *key = float_order(logit);
+        return 1;
+    }
+    const float weight = kept(c, id, logit);
+    const uint32_t bits = __float_as_uint(weight);
+    *key = border == BORDER_TOP_P ? bits : id_key(id);
+    return border == BORDER_TIES && bits != c.weight_key ? 0 : weight_units(weight);
+}
+
+/* Finds the cuts among the candidates; where these are a list, returns the drawn token. Leader
+ * only. */
+static __device__ uint32_t cuts_find(const struct sample_team &t, const struct cuda_slot *slot,
+                                     uint32_t top_k, uint32_t random, struct sample_cuts *c) {
+    struct sample_room *room = sample_own();
+    const bool listed = room->listed != 0;
+    bool ties = false;
+    uint64_t target = top_k;
+#pragma unroll 1
+    for (uint32_t border = BORDER_TOP_K; border < BORDERS; border++) {
+        if ((border == BORDER_TOP_K && (top_k == 0 || (listed && room->list_count <= top_k))) ||
+            (border == BORDER_TOP_P && slot->top_p >= 1) || (border == BORDER_TIES && !ties)) {
+            continue;
+        }
+        if (border == BORDER_DRAW) {
+            c->min_p = fminf(slot->min_p, 1.0f);
+            if (!listed) {
+                break;
+            }
+        }
+        if (border == BORDER_TOP_P || border == BORDER_DRAW) {
+            uint64_t total =
+                border == BORDER_TOP_P && top_k == 0 ? room_total(room) : kept_total(t, *c);
+            target =
+                border == BORDER_TOP_P ? share(total, slot->top_p) : draw_target(random, total);
+        }
+        const int shift = border <= BORDER_TOP_P ? 32 - RADIX_BITS : ID_SHIFT;
+        const struct sample_border found =
+            key_reaching(t, shift, target, [&](uint32_t id, float logit, uint32_t *key) {
+                return border_mass(border, *c, id, logit, key);
+            });
+        if (border == BORDER_TOP_K) {
+            c->logit_key = found.key;
+        } else if (border == BORDER_TOP_P) {
+            c->weight_key = found.key;
+            target -= found.above; /* of those that have the key */
+            ties = found.here - weight_units(__uint_as_float(found.key)) >= target;
+        } else if (border == BORDER_TIES) {
+            c->last_id = id_key(found.key);
+        } else {
+            return id_key(found.key);
+        }
+    }
+    return 0;
 }
 
 static __device__ __forceinline__ uint64_t quad_units(const struct sample_cuts &c, uint32_t quad,
@@ -309,36 +322,35 @@ static __device__ uint32_t draw_segments(const struct sample_team &t, const stru
     return room->picked;
 }
 
-/* For all threads of the leader. */
-static __device__ uint32_t draw(const struct sample_team t, const struct cuda_slot *slot,
+/* For all threads of the leader; others get 0. */
+static __device__ uint32_t draw(const struct sample_team &t, const struct cuda_slot *slot,
                                 uint32_t position, uint64_t best) {
     struct sample_cuts c = {sample_scale_of(rank_logit(best), slot->temperature), 0, 0, 0,
                             UINT32_MAX};
     const uint32_t top_k = slot->top_k < t.vocab ? slot->top_k : 0;
-    const bool cuts = top_k != 0 || slot->top_p < 1 || slot->min_p > 0;
-    if (cuts) {
+    const uint32_t random = random_word(slot->seed, position);
+    if (top_k != 0 || slot->top_p < 1 || slot->min_p > 0) {
+        uint32_t token = 0;
         bins_count(t, c.scale, top_k == 0 && slot->top_p < 1);
         if (t.rank == 0) {
             (void)list_plan(sample_own(), cuts_limit(sample_own(), slot, top_k));
         }
         list_fill(t, c.scale);
-    } else {
-        segments_weigh(t, c);
-        sample_team_sync(t);
-    }
-    if (t.rank != 0) {
-        return 0;
-    }
-    const uint32_t random = random_word(slot->seed, position);
-    if (cuts) {
-        cuts_find(t, slot, top_k, &c);
-        if (sample_own()->listed != 0) {
-            return draw_listed(t, c, random);
+        if (t.rank == 0) {
+            token = cuts_find(t, slot, top_k, random, &c);
         }
-        segments_weigh(sample_solo(t), c);
-        __syncthreads();
+        if (t.lead->listed != 0) {
+            return token;
+        }
+        if (t.rank == 0 && threadIdx.x == 0) {
+            sample_own()->cuts = c;
+        }
+        sample_team_sync(t);
+        c = t.lead->cuts;
     }
-    return draw_segments(t, c, random);
+    segments_weigh(t, c);
+    sample_team_sync(t);
+    return t.rank == 0 ? draw_segments(t, c, random) : 0;
 }
 
 #endif

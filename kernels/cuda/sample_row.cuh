@@ -14,7 +14,7 @@
 #include "kernels/cuda/common.cuh"
 
 enum {
-    SAMPLE_THREADS = 384,
+    SAMPLE_THREADS = 256,
     SAMPLE_WARPS = SAMPLE_THREADS / 32,
     SAMPLE_TEAM_MAX = 8,
     SAMPLE_VOCAB_MAX = 1 << 19, /* keeps sums in 64 bits */
@@ -23,14 +23,30 @@ enum {
     SAMPLE_SEEN = 16384,
     SAMPLE_SEGMENT_QUADS = 32, /* four ids each; a segment is what a warp loads at once */
     SAMPLE_SEGMENTS = SAMPLE_VOCAB_MAX / (4 * SAMPLE_SEGMENT_QUADS),
-    SAMPLE_BINS_THREAD = 4,
+    SAMPLE_BINS_THREAD = 6,
     SAMPLE_BINS = SAMPLE_BINS_THREAD * SAMPLE_THREADS,
     SAMPLE_BINS_UNIT = 16, /* a bin is 1/16 of a temperature: weights are zero beyond 87 of them */
     RADIX_BITS = 8,
     RADIX_BINS = 1 << RADIX_BITS,
-    SAMPLE_LOADS = 4, /* in flight per thread, 16 bytes each */
-    SAMPLE_LOADS_BEST = 4,
-    SAMPLE_LOADS_FALLBACK = 1,
+    SAMPLE_LOADS = 2,      /* of 16 bytes in flight per thread, in most walks */
+    SAMPLE_LOADS_MOST = 8, /* where it compares */
+    SAMPLE_LOADS_LEAST = 1,
+};
+
+/* What turns a logit into a weight. */
+struct sample_scale {
+    float max, temperature;
+    float rate; /* 1 / temperature, finite */
+    float bins; /* bins per 1, finite */
+};
+
+/* What stays. */
+struct sample_cuts {
+    struct sample_scale scale;
+    float min_p;         /* weights below go */
+    uint32_t logit_key;  /* float_order(): logits below go */
+    uint32_t weight_key; /* bits: weights below go, and of equal ones ids above last_id */
+    uint32_t last_id;
 };
 
 struct sample_entry {
@@ -54,7 +70,8 @@ struct sample_room {
     uint32_t listed, list_count;    /* leader: whether there is a list; its length */
     uint32_t picked;
     uint64_t picked_above, picked_here;
-    double log_all; /* leader: logarithm of the sum of e^logit */
+    double log_all;          /* leader: logarithm of the sum of e^logit */
+    struct sample_cuts cuts; /* leader */
 };
 
 struct sample_team {
@@ -143,13 +160,6 @@ static __device__ __forceinline__ float exp_as_cpu(float x) {
     float power = __uint_as_float((exponent + 127) << 23);
     return x < -87.0f ? 0.0f : __fmul_rn(p, power);
 }
-
-/* What turns a logit into a weight. */
-struct sample_scale {
-    float max, temperature;
-    float rate; /* 1 / temperature, finite */
-    float bins; /* bins per 1, finite */
-};
 
 static __device__ __forceinline__ struct sample_scale sample_scale_of(float max,
                                                                       float temperature) {
@@ -275,6 +285,7 @@ static __device__ __forceinline__ float4 row_quad(const struct sample_team &t, u
 template <uint32_t LOADS = SAMPLE_LOADS, class F>
 static __device__ __forceinline__ void row_each(const struct sample_team &t, F take) {
     const uint32_t quads = (t.vocab + 3) / 4, step = t.size * SAMPLE_THREADS;
+#pragma unroll 1
     for (uint32_t at = t.rank * SAMPLE_THREADS + threadIdx.x; at < quads; at += LOADS * step) {
         float4 v[LOADS];
 #pragma unroll
@@ -301,12 +312,13 @@ template <class F>
 static __device__ __forceinline__ void candidates_each(const struct sample_team &t, F take) {
     if (sample_own()->listed != 0) {
         const uint32_t count = sample_own()->list_count;
+#pragma unroll 1
         for (uint32_t i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
             const struct sample_entry e = sample_own()->list[i];
             take(e.id, e.logit);
         }
     } else {
-        row_each<SAMPLE_LOADS_FALLBACK>(sample_solo(t), take);
+        row_each<SAMPLE_LOADS_LEAST>(sample_solo(t), take);
     }
 }
 
@@ -356,6 +368,7 @@ static __device__ struct sample_border key_reaching(const struct sample_team &t,
     struct sample_room *room = sample_own();
     struct sample_border border = {};
     uint32_t mask = 0;
+#pragma unroll 1
     for (; shift >= 0; shift -= RADIX_BITS) {
         if (threadIdx.x < RADIX_BINS) {
             room->radix_low[threadIdx.x] = 0;
