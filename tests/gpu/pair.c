@@ -50,6 +50,7 @@ void pair_open(struct pair *p, const char *name, const struct kern_shape *shape,
     rig_open_with(&p->cuda, shape, &o);
     assert_int_equal(p->cuda.ops->elem(p->cuda.device),
                      shape->dtype == KERN_F32 ? KERN_BF16 : shape->dtype);
+    rig_poison(&p->cuda);
 }
 
 void pair_close(struct pair *p) {

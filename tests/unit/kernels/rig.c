@@ -351,6 +351,26 @@ void rig_event_wait(struct rig *r, uint64_t event) {
     }
 }
 
+void rig_poison(struct rig *r) {
+    enum { AT_ONCE = 32 };
+    assert_int_not_equal(r->ops->elem(r->device), KERN_F32);
+    uint64_t elements = kern_page_elems(&r->shape, r->limits.page_tokens);
+    uint64_t bytes = AT_ONCE * elements * r->shape.layers * sizeof(uint16_t), event = 0;
+    uint16_t *image = aligned_alloc(HOST_PAGE, bytes); /* a page is 4 KiB at least */
+    assert_non_null(image);
+    assert_int_equal(r->ops->pin(image, bytes), ERR_OK);
+    for (uint64_t i = 0; i < bytes / sizeof *image; i++) {
+        image[i] = 0x7fff;
+    }
+    for (uint32_t i = 0; i < r->free_count; i += AT_ONCE) {
+        uint32_t count = r->free_count - i < AT_ONCE ? r->free_count - i : AT_ONCE;
+        assert_int_equal(r->ops->load(r->device, image, &r->free_pages[i], count, &event), ERR_OK);
+    }
+    rig_event_wait(r, event);
+    r->ops->unpin(image, bytes);
+    free(image);
+}
+
 void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
                  uint32_t layer_mask) {
     const struct kern_shape *s = &r->shape;

@@ -81,6 +81,8 @@ void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODU
 uint64_t rig_adapter_load(struct rig *r, uint32_t adapter, const void *image,
                           const uint32_t *pages);
 void rig_event_wait(struct rig *r, uint64_t event);
+/* Fills the free pages with NaN: whatever reads what was not written shows. 16-bit types. */
+void rig_poison(struct rig *r);
 uint32_t rig_page_take(struct rig *r); /* of the free ones */
 
 /* Opens sequence `number` anew with random tokens; its pages go back first. */
