@@ -135,7 +135,7 @@ static enum err blocks_measure(struct bench *b, const struct ops_batch *batch, c
         if (block == OPS_PASS && !lines) {
             break;
         }
-        e = ops_measure(b->runner, block, &time, why);
+        e = ops_measure(b->runner, block, OPS_WHOLE, &time, why);
         if (e == ERR_OK && block < OPS_BLOCKS) {
             us[block] = time.us;
         }
@@ -159,7 +159,7 @@ static enum err samplers_measure(struct bench *b, const struct ops_batch *batch,
         struct ops_time time;
         e = ops_prepare(b->runner, batch, NULL, kinds[i].sampling, why);
         if (e == ERR_OK) {
-            e = ops_measure(b->runner, OPS_SAMPLE, &time, why);
+            e = ops_measure(b->runner, OPS_SAMPLE, OPS_WHOLE, &time, why);
         }
         if (e == ERR_OK) {
             struct ops_work work = work_of(b, batch, OPS_SAMPLE);
@@ -223,13 +223,10 @@ static enum err mix_measure(struct bench *b, const struct ops_batch *batch, cons
         if (block == OPS_ATTENTION) {
             continue; /* adapters do not touch it */
         }
-        e = ops_measure(b->runner, block, &time, why);
+        e = ops_measure(b->runner, block, OPS_EXTRA, &time, why);
         if (e != ERR_OK) {
             break;
         }
-        time.us -= base[block];
-        time.low_us -= base[block];
-        time.high_us -= base[block];
         struct ops_work work =
             ops_lora_work(&b->options.shape, elem_bytes, block, rank, step.adapters, step.tokens);
         double times = times_in_step(b, block);

@@ -7,8 +7,9 @@
  * what attn_out and down add to it again and again stays small.
  *
  * Nothing is warmed but the linears' choice of algorithms, so that a GPU gets launches one by one.
- * They follow each other on one stream, and while the device is busy the host runs ahead: gaps
- * between them do not show, unless a block takes less time than its launches (host_bound).
+ * They follow each other on one stream, and the host runs ahead: where launching a block takes
+ * about as long as running it, the head is called some times first, to give the GPU something to do
+ * meanwhile. What is launch-bound even so is marked (host_bound).
  *
  * Caches: the calls go round the layers, so that a matrix comes from memory where those of all
  * layers are larger than the last cache. Where a block reads little, another that reads much is
@@ -76,8 +77,11 @@ uint32_t ops_page_count(const struct ops_runner *r);
 NODISCARD enum err ops_prepare(struct ops_runner *r, const struct ops_batch *batch,
                                const struct ops_lora *lora, enum ops_sampling sampling,
                                struct err_text *why);
-NODISCARD enum err ops_measure(struct ops_runner *r, enum ops_block block, struct ops_time *out,
-                               struct err_text *why);
+/* OPS_EXTRA: what the batch's adapters add to the block, by the difference to the same calls
+ * without segments; nothing is called before the block then. */
+enum ops_of { OPS_WHOLE, OPS_EXTRA };
+NODISCARD enum err ops_measure(struct ops_runner *r, enum ops_block block, enum ops_of of,
+                               struct ops_time *out, struct err_text *why);
 /* Whether logits are finite after as many calls in a step of the blocks that add to x as any
  * measurement of this batch took: that what was timed were numbers. ERR_DEVICE if not. */
 NODISCARD enum err ops_check(struct ops_runner *r, struct err_text *why);
