@@ -141,6 +141,7 @@ enum {
     SHAPES = sizeof shapes / sizeof shapes[0],
     LONGEST = 2048, /* of a sequence */
     LARGEST = 1600, /* of a step: above every graph, and of no multiple of 128 */
+    MOST = 300,     /* sequences */
     OTHERS = RIG_ADAPTERS + 2,
 };
 
@@ -160,6 +161,15 @@ static bool quick(void) {
     return getenv("LORRY_GPU_QUICK") != NULL;
 }
 
+/* Of a step; a quick run has fewer, and so fewer graphs. */
+static uint32_t tokens_max(void) {
+    return quick() ? 400 : LARGEST;
+}
+
+static uint32_t sequences_max(void) {
+    return quick() ? 70 : MOST;
+}
+
 /* Shapes that a quick run leaves out. */
 static bool left_out(uint32_t shape) {
     return quick() && shape > 2;
@@ -173,9 +183,9 @@ static void open_with(struct pair *p, const struct shape_case *c, bool warm) {
     const struct rig_options options = {.page_tokens = c->page_tokens,
                                         .tied = c->tied,
                                         .warm = warm,
-                                        .sequences = 300,
+                                        .sequences = sequences_max(),
                                         .sequence_tokens = LONGEST,
-                                        .step_tokens = LARGEST,
+                                        .step_tokens = tokens_max(),
                                         .pages = c->pages};
     pair_open(p, c->name, &shape, &options);
     for (uint32_t i = 0; i < RIG_ADAPTERS; i++) {
@@ -252,18 +262,18 @@ static void long_contexts(struct pair *p) {
 
 /* The largest step, and decode of as many sequences as there are. */
 static void largest(struct pair *p) {
-    struct rig_part parts[300];
-    uint32_t count = 0, tokens = 0;
-    for (uint32_t s = 0; s < 300; s++) {
+    struct rig_part parts[MOST];
+    uint32_t count = 0, tokens = 0, most = tokens_max();
+    for (uint32_t s = 0; s < sequences_max(); s++) {
         pair_sequence(p, s, adapter_of(s / 3)); /* segments of three rows */
     }
-    for (uint32_t s = 0; s < 300 && tokens < LARGEST; s++) {
-        uint32_t chunk = s < 3 ? 200 : s % 9 == 0 ? 29 : 1;
-        chunk = chunk < LARGEST - tokens ? chunk : LARGEST - tokens;
+    for (uint32_t s = 0; s < sequences_max() && tokens < most; s++) {
+        uint32_t chunk = s < 3 ? most / 8 : s % 9 == 0 ? 29 : 1;
+        chunk = chunk < most - tokens ? chunk : most - tokens;
         parts[count++] = (struct rig_part){s, chunk, true};
         tokens += chunk;
     }
-    parts[2].count += LARGEST - tokens;
+    parts[2].count += most - tokens;
     pair_step(p, parts, count);
     for (uint32_t s = 0; s < count; s++) {
         parts[s] = (struct rig_part){s, 1, true};
@@ -323,15 +333,15 @@ static void graphs(struct pair *p) {
     }
     pair_step(p, (const struct rig_part[]){{OTHERS - 1, 1, true}}, 1); /* base rows alone */
     uint32_t decode = 1, mixed = 2;
-    for (; decode < 300; decode = decode * 2 + 1) {
-        struct rig_part parts[300];
+    for (; decode < sequences_max(); decode = decode * 2 + 1) {
+        struct rig_part parts[MOST];
         for (uint32_t s = 0; s < decode; s++) {
             pair_sequence(p, s, adapter_of(s / 4));
             parts[s] = (struct rig_part){s, 1, true};
         }
         pair_step(p, parts, decode);
     }
-    for (; mixed < LARGEST; mixed = mixed * 2 + 3) {
+    for (; mixed < tokens_max(); mixed = mixed * 2 + 3) {
         pair_sequence(p, 0, 3);
         pair_sequence(p, 1, KERN_BASE);
         pair_step(
@@ -370,7 +380,7 @@ static void history_step(struct pair *p, uint64_t *seed) {
     struct rig_part parts[HISTORIES];
     uint32_t count = 0;
     for (uint32_t s = 0; s < HISTORIES; s++) {
-        uint32_t chunk = seed_below(seed, 3) == 0 ? 1 + seed_below(seed, 130) : 1;
+        uint32_t chunk = seed_below(seed, 3) == 0 ? 1 + seed_below(seed, tokens_max() / 13) : 1;
         if (seed_below(seed, 8) == 0 || p->cpu.sequences[s].position + chunk > 400) {
             pair_sequence(p, s, adapter_of(seed_below(seed, OTHERS)));
         }

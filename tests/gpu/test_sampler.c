@@ -189,7 +189,7 @@ static const struct option {
 };
 
 static void distribution_check(const struct option *option, uint64_t seed) {
-    uint32_t counts[FEW] = {0}, draws = 0, rounds = quick() ? 8 : 60;
+    uint32_t counts[FEW] = {0}, draws = 0, rounds = quick() ? 3 : 60;
     double p[FEW], freedom = 0;
     for (uint32_t round = 0; round < rounds; round++) {
         for (uint32_t s = 0; s < SLOTS; s++) {
