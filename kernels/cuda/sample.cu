@@ -237,13 +237,16 @@ static __device__ void row_sample(const struct sample_args &a, const struct samp
     const struct cuda_slot *slot = a.slots + s.slot;
     const bool penalises = slot->penalises != 0;
     float *raw = penalises ? a.raw + (uint64_t)team * a.vocab_row : nullptr;
-    uint64_t best = row_best(t);
-    if (slot->logprobs != 0) {
-        log_probabilities(t, best, slot->top_logprobs, a.meta->results + row);
-    }
-    if (penalises) {
-        penalise(a, t, s, raw);
+    uint64_t best = 0;
+#pragma unroll 1
+    for (uint32_t walk = 0; walk < (penalises ? 2u : 1u); walk++) {
+        if (walk != 0) {
+            penalise(a, t, s, raw);
+        }
         best = row_best(t);
+        if (walk == 0 && slot->logprobs != 0) {
+            log_probabilities(t, best, slot->top_logprobs, a.meta->results + row);
+        }
     }
     uint32_t token = rank_id(best);
     if (slot->temperature > 0 && !isinf(rank_logit(best))) {

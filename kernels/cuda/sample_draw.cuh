@@ -254,23 +254,19 @@ static __device__ __forceinline__ uint32_t segment_count(const struct sample_tea
 
 /* The leader's segments; a warp takes some at once. */
 static __device__ void segments_weigh(const struct sample_team &t, const struct sample_cuts &c) {
-    const uint32_t quads = (t.vocab + 3) / 4, count = segment_count(t);
-    const uint32_t lane = threadIdx.x % 32, step = t.size * SAMPLE_WARPS;
+    const uint32_t count = segment_count(t), step = t.size * SAMPLE_WARPS;
+    const uint32_t lane = threadIdx.x % 32;
+#pragma unroll 1
     for (uint32_t first = t.rank * SAMPLE_WARPS + threadIdx.x / 32; first < count;
          first += SAMPLE_LOADS * step) {
+        const uint32_t quad = first * SAMPLE_SEGMENT_QUADS + lane;
         float4 v[SAMPLE_LOADS];
-#pragma unroll
-        for (uint32_t i = 0; i < SAMPLE_LOADS; i++) {
-            const uint32_t quad = (first + i * step) * SAMPLE_SEGMENT_QUADS + lane;
-            if (quad < quads) {
-                v[i] = row_quad(t, quad);
-            }
-        }
+        row_load<SAMPLE_LOADS>(t, quad, step * SAMPLE_SEGMENT_QUADS, v);
 #pragma unroll
         for (uint32_t i = 0; i < SAMPLE_LOADS; i++) {
             const uint32_t segment = first + i * step;
-            const uint32_t quad = segment * SAMPLE_SEGMENT_QUADS + lane;
-            uint64_t sum = warp_prefix(quad < quads ? quad_units(c, quad, v[i]) : 0);
+            const uint32_t at = quad + i * step * SAMPLE_SEGMENT_QUADS;
+            uint64_t sum = warp_prefix(quad_units(c, at, row_numbers(t, at, v[i])));
             if (lane == 31 && segment < count) {
                 t.lead->segments[segment] = sum;
             }
@@ -304,15 +300,16 @@ static __device__ uint32_t draw_segments(const struct sample_team &t, const stru
     through = room->picked_above;
     __syncthreads();
     if (threadIdx.x < 32) {
-        const bool inside = quad < (t.vocab + 3) / 4;
-        const float4 v = inside ? row_quad(t, quad) : make_float4(0, 0, 0, 0);
-        sum = inside ? quad_units(c, quad, v) : 0;
+        float4 v[1];
+        row_load<1>(t, quad, 0, v);
+        const float4 x = row_numbers(t, quad, v[0]);
+        sum = quad_units(c, quad, x);
         through += warp_prefix(sum) - sum;
-        const float logit[4] = {v.x, v.y, v.z, v.w};
+        const float logit[4] = {x.x, x.y, x.z, x.w};
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++) {
             uint64_t before = through;
-            through += inside ? weight_units(kept(c, 4 * quad + i, logit[i])) : 0;
+            through += weight_units(kept(c, 4 * quad + i, logit[i]));
             if (before < target && target <= through) {
                 room->picked = 4 * quad + i;
             }

@@ -28,7 +28,7 @@ enum {
     SAMPLE_BINS_UNIT = 16, /* a bin is 1/16 of a temperature: weights are zero beyond 87 of them */
     RADIX_BITS = 8,
     RADIX_BINS = 1 << RADIX_BITS,
-    SAMPLE_LOADS = 2,      /* of 16 bytes in flight per thread, in most walks */
+    SAMPLE_LOADS = 4,      /* of 16 bytes in flight per thread, in most walks */
     SAMPLE_LOADS_MOST = 8, /* where it compares */
     SAMPLE_LOADS_LEAST = 1,
 };
@@ -269,40 +269,56 @@ static __device__ __forceinline__ void atomic_add_64(uint32_t *low, uint32_t *hi
 
 /* ---- walks -------------------------------------------------------------------------------- */
 
-/* A quad of the row; a NaN, and what lies behind the vocabulary, is −∞. */
-static __device__ __forceinline__ float4 row_quad(const struct sample_team &t, uint32_t quad) {
-    float4 v = reinterpret_cast<const float4 *>(t.logits)[quad];
-    const uint32_t left = t.vocab - 4 * quad;
-    v.x = fmaxf(v.x, -INFINITY);
-    v.y = left > 1 ? fmaxf(v.y, -INFINITY) : -INFINITY;
-    v.z = left > 2 ? fmaxf(v.z, -INFINITY) : -INFINITY;
-    v.w = left > 3 ? fmaxf(v.w, -INFINITY) : -INFINITY;
+/* Stays where it stands: the compiler would move a plain load down to its use. */
+static __device__ __forceinline__ float4 load_quad(const float4 *from) {
+    float4 v;
+    asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "l"(from)
+                 : "memory");
     return v;
 }
 
-/* take(id, logit) for this thread's share of the row, ids ascending; up to three ids behind the
- * vocabulary come too, at −∞. */
+/* LOADS quads of the row from `quad` on, each `step` after the one before, as they are. No branch
+ * stands between the loads: behind the row's end it is the last quad again. */
+template <uint32_t LOADS>
+static __device__ __forceinline__ void row_load(const struct sample_team &t, uint32_t quad,
+                                                uint32_t step, float4 v[LOADS]) {
+    const float4 *from = reinterpret_cast<const float4 *>(t.logits);
+    const uint32_t last = (t.vocab - 1) / 4;
+#pragma unroll
+    for (uint32_t i = 0; i < LOADS; i++) {
+        v[i] = load_quad(from + min(quad + i * step, last));
+    }
+}
+
+/* A NaN is −∞, and so is what lies behind the vocabulary. */
+static __device__ __forceinline__ float4 row_numbers(const struct sample_team &t, uint32_t quad,
+                                                     float4 v) {
+    const uint32_t id = 4 * quad;
+    return make_float4(id < t.vocab ? fmaxf(v.x, -INFINITY) : -INFINITY,
+                       id + 1 < t.vocab ? fmaxf(v.y, -INFINITY) : -INFINITY,
+                       id + 2 < t.vocab ? fmaxf(v.z, -INFINITY) : -INFINITY,
+                       id + 3 < t.vocab ? fmaxf(v.w, -INFINITY) : -INFINITY);
+}
+
+/* take(id, logit) for this thread's share of the row, ids ascending; some ids behind the vocabulary
+ * come too, at −∞. */
 template <uint32_t LOADS = SAMPLE_LOADS, class F>
 static __device__ __forceinline__ void row_each(const struct sample_team &t, F take) {
     const uint32_t quads = (t.vocab + 3) / 4, step = t.size * SAMPLE_THREADS;
 #pragma unroll 1
     for (uint32_t at = t.rank * SAMPLE_THREADS + threadIdx.x; at < quads; at += LOADS * step) {
         float4 v[LOADS];
-#pragma unroll
-        for (uint32_t i = 0; i < LOADS; i++) {
-            if (at + i * step < quads) {
-                v[i] = row_quad(t, at + i * step);
-            }
-        }
+        row_load<LOADS>(t, at, step, v);
 #pragma unroll
         for (uint32_t i = 0; i < LOADS; i++) {
             const uint32_t id = 4 * (at + i * step);
-            if (at + i * step < quads) {
-                take(id, v[i].x);
-                take(id + 1, v[i].y);
-                take(id + 2, v[i].z);
-                take(id + 3, v[i].w);
-            }
+            const float4 x = row_numbers(t, at + i * step, v[i]);
+            take(id, x.x);
+            take(id + 1, x.y);
+            take(id + 2, x.z);
+            take(id + 3, x.w);
         }
     }
 }
