@@ -3,12 +3,13 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean
+.PHONY: help setup build demo bench test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
 	@echo "make build   lorryd and lorry, optimised, in build/release"
 	@echo "make demo    a Kafka, a Redis, a worker, 200 jobs over a base and four adapters"
+	@echo "make bench   the engine's throughput on made-up jobs; BENCH=\"--case A1,A2\" says which"
 	@echo "make test    every test: unit (also under sanitizers), corpus, simulation, integration"
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
 	@echo "make sanitize-gpu   the same, in part, under compute-sanitizer"
@@ -31,6 +32,12 @@ build: setup
 
 demo: build
 	@exec $(PYTHON) tools/demo/demo.py
+
+# No setup, and neither Kafka nor Redis: see test-gpu.
+bench:
+	@cmake --preset release >/dev/null
+	@cmake --build build/release -j $(JOBS) --target lorry
+	@build/release/tools/lorry bench $(BENCH)
 
 test: setup cuda
 	@tools/test

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,6 +143,65 @@ enum err model_open(struct model **out, const char *dir, struct err_text *why) {
     }
     *out = m;
     return ERR_OK;
+}
+
+/* What a checkpoint of this config would be stored in: `dtype`, before transformers 5
+ * `torch_dtype`; bf16 where it does not say. */
+static enum kern_dtype config_dtype(const char *json, size_t bytes) {
+    static const char *const fields[] = {"dtype", "torch_dtype"};
+    enum kern_dtype dtype = KERN_BF16;
+    json_t *root = json_loadb(json, bytes, 0, NULL);
+    for (int i = 0; i < 2; i++) {
+        const char *text = json_string_value(json_object_get(root, fields[i]));
+        if (text != NULL && strcmp(text, "float16") == 0) {
+            dtype = KERN_F16;
+        } else if (text != NULL && strcmp(text, "float32") == 0) {
+            dtype = KERN_F32;
+        }
+    }
+    json_decref(root);
+    return dtype;
+}
+
+/* Of all matrices, a head of its own among them. */
+static uint64_t shape_weights(const struct kern_shape *s) {
+    uint64_t count = 2 * (uint64_t)s->vocab * s->hidden;
+    for (enum kern_module m = 0; m < KERN_MODULES; m++) {
+        count += (uint64_t)s->layers * kern_module_in(s, m) * kern_module_out(s, m);
+    }
+    return count;
+}
+
+enum err model_open_config(struct model **out, const char *name, const char *json, size_t bytes,
+                           struct err_text *why) {
+    struct model_bytes none = {0};
+    struct model_bytes config = {.data = malloc(bytes + 1), .count = bytes};
+    struct model *m = calloc(1, sizeof *m);
+    EVP_MD_CTX *sha = model_sha_begin();
+    enum err e = ERR_NO_MEMORY;
+    if (m == NULL || sha == NULL || config.data == NULL) {
+        (void)err_set(why, e, "no memory for a model");
+        goto out;
+    }
+    memcpy(config.data, json, bytes);
+    e = model_config_parse(&m->facts, &m->rope_freq, &config, &none, why);
+    if (e != ERR_OK) {
+        goto out;
+    }
+    (void)snprintf(m->facts.name, sizeof m->facts.name, "%s", name);
+    m->facts.tied = false;
+    m->facts.shape.dtype = config_dtype(json, bytes);
+    m->facts.weight_bytes = shape_weights(&m->facts.shape) * kern_dtype_bytes(m->facts.shape.dtype);
+    model_sha_part(sha, "config.json", config.data, config.count);
+    model_sha_hex(sha, m->facts.hash);
+    sha = NULL;
+    *out = m;
+    m = NULL;
+out:
+    EVP_MD_CTX_free(sha);
+    model_bytes_free(&config);
+    model_close(m);
+    return e;
 }
 
 void model_close(struct model *m) {

@@ -47,6 +47,10 @@ struct model_facts {             /* of config.json and generation_config.json */
  * Every tensor of the shape must be there, none left over but those known to be harmless.
  * Errors  ERR_BAD_MODEL, naming the file and the field or tensor. */
 NODISCARD enum err model_open(struct model **out, const char *dir, struct err_text *why);
+/* A model of a config.json alone, under a name, for benchmarks: it has a shape and facts, and its
+ * weights are made by kern_ops.weights_random, not by model_weights(). */
+NODISCARD enum err model_open_config(struct model **out, const char *name, const char *json,
+                                     size_t bytes, struct err_text *why);
 void model_close(struct model *m); /* NULL is fine */
 const struct model_facts *model_facts(const struct model *m);
 

@@ -77,6 +77,7 @@ struct pool_counts {
     uint32_t cached; /* in nobody's use, kept as prefixes; whoever needs pages gets them */
     uint32_t adapters_resident, adapters_loading;
     uint64_t loads, evictions; /* of adapters, since open */
+    uint64_t load_pages;       /* of those loads */
     uint64_t reclaimed;        /* cached pages that were used for something else, since open */
 };
 struct pool_counts pool_counts(const struct pool *p);

@@ -100,6 +100,7 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     p->adapter_free_count -= 1;
     p->counts.adapters_loading += 1;
     p->counts.loads += 1;
+    p->counts.load_pages += image->page_count;
     *adapter = index;
     return ERR_OK;
 }

@@ -11,10 +11,23 @@
 extern char **environ;
 
 const struct command *const tool_commands[] = {
-    &cmd_run,          &cmd_submit,      &cmd_collect,       &cmd_tail,
-    &cmd_cancel,       &cmd_deadline,    &cmd_adapters_list, &cmd_adapters_check,
-    &cmd_adapters_add, &cmd_adapters_rm, &cmd_adapters_slo,  &cmd_topics_create,
-    &cmd_check,        &cmd_top,         &cmd_completion,    NULL,
+    &cmd_run,
+    &cmd_submit,
+    &cmd_collect,
+    &cmd_tail,
+    &cmd_cancel,
+    &cmd_deadline,
+    &cmd_adapters_list,
+    &cmd_adapters_check,
+    &cmd_adapters_add,
+    &cmd_adapters_rm,
+    &cmd_adapters_slo,
+    &cmd_topics_create,
+    &cmd_check,
+    &cmd_top,
+    &cmd_bench,
+    &cmd_completion,
+    NULL,
 };
 
 static const char intro[] = "lorry - batch inference for a language model with many LoRA adapters\n"

@@ -14,7 +14,7 @@
 #include "config/config.h"
 
 enum {
-    TOOL_FLAGS_MAX = 16,   /* own flags of a command */
+    TOOL_FLAGS_MAX = 20,   /* own flags of a command */
     TOOL_SHOWN_MAX = 20,   /* bad lines or records that are named; the rest is counted */
     TOOL_NAME_BYTES = 256, /* of a model's folder */
 };
@@ -36,7 +36,7 @@ struct command {
 extern const struct command *const tool_commands[]; /* all, NULL-terminated; main.c */
 extern const struct command cmd_run, cmd_submit, cmd_collect, cmd_tail, cmd_cancel, cmd_deadline,
     cmd_adapters_list, cmd_adapters_check, cmd_adapters_add, cmd_adapters_rm, cmd_adapters_slo,
-    cmd_topics_create, cmd_check, cmd_top, cmd_completion;
+    cmd_topics_create, cmd_check, cmd_top, cmd_bench, cmd_completion;
 
 /* A command line taken apart. */
 struct tool {

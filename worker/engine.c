@@ -212,6 +212,10 @@ struct engine_report engine_report(const struct engine *e) {
     return e->report;
 }
 
+struct pool_counts engine_pool_counts(const struct engine *e) {
+    return pool_counts(e->pool);
+}
+
 /* ---- the loop ----------------------------------------------------------------------------- */
 
 static void show(struct engine *e) {

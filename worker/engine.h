@@ -30,8 +30,9 @@ struct engine_stepped {
     uint32_t tokens, rows;  /* rows: those that sampled */
     uint32_t prompt_tokens; /* of the tokens, those of chunks of more than one */
     uint32_t segments, adapter_pages;
-    uint64_t kv_tokens; /* sum over chunks: tokens whose KV it reads */
-    uint64_t pairs;     /* sum over tokens: positions that it attends to */
+    uint64_t kv_tokens;                         /* sum over chunks: tokens whose KV it reads */
+    uint64_t pairs;                             /* sum over tokens: positions that it attends to */
+    uint32_t pages_kv, pages_adapters, running; /* when it had been read */
     struct kern_span span;
     int64_t read_us; /* monotonic: when it was read */
     /* the loop's time: until its plan stood, from there to the launch, in it; then waiting for its
@@ -93,5 +94,6 @@ struct engine_report { /* of a drain */
     uint32_t finished, dropped;
 };
 struct engine_report engine_report(const struct engine *e);
+struct pool_counts engine_pool_counts(const struct engine *e); /* Thread: the loop's */
 
 #endif

@@ -332,6 +332,10 @@ static void take_token(struct engine *e, struct job *job, const struct kern_samp
 static void observe(const struct engine *e, struct engine_stepped *facts, int64_t read_us) {
     const struct engine_observer *o = &e->options.observer;
     if (o->stepped != NULL) {
+        struct pool_counts pages = pool_counts(e->pool);
+        facts->pages_kv = pages.kv;
+        facts->pages_adapters = pages.adapters;
+        facts->running = sched_counts(e->sched).running;
         facts->read_us = read_us;
         facts->take_us = (uint32_t)(clock_mono_us() - read_us);
         o->stepped(o->context, facts);
