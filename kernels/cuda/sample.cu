@@ -43,7 +43,7 @@ struct sample_args {
     const uint32_t *slot_pages;
     float *logits;
     float *raw; /* [teams][vocab_row]: of tokens that were penalised, the logit before */
-    uint32_t slot_page_row, vocab, vocab_row, page_shift;
+    uint32_t slot_page_row, vocab, vocab_row, page_shift, teams;
 };
 
 /* ---- the greatest ------------------------------------------------------------------------- */
@@ -238,7 +238,7 @@ static __device__ void row_sample(const struct sample_args &a, const struct samp
     const bool penalises = slot->penalises != 0;
     float *raw = penalises ? a.raw + (uint64_t)team * a.vocab_row : nullptr;
     uint64_t best = 0;
-#pragma unroll 1
+#pragma unroll 1 /* the code of a walk is there once */
     for (uint32_t walk = 0; walk < (penalises ? 2u : 1u); walk++) {
         if (walk != 0) {
             penalise(a, t, s, raw);
@@ -260,16 +260,16 @@ static __device__ void row_sample(const struct sample_args &a, const struct samp
 static __global__ void __launch_bounds__(SAMPLE_THREADS, 2)
     sample_rows_kernel(const struct sample_args a) {
     struct sample_team t = sample_team_of(a.vocab);
-    const uint32_t teams = gridDim.x / t.size, team = blockIdx.x / t.size;
-    const uint32_t rows = a.meta->sample_count;
-    for (uint32_t row = team; row < rows; row += teams) {
+    const uint32_t team = blockIdx.x / t.size, rows = a.meta->sample_count;
+    if (team >= a.teams || team >= rows) {
+        return; /* all of the team; code for sm_80 may run with clusters that it does not see */
+    }
+    for (uint32_t row = team; row < rows; row += a.teams) {
         sample_team_sync(t); /* all blocks run; nobody reads what the row before left */
         t.logits = a.logits + (uint64_t)row * a.vocab_row;
         row_sample(a, t, row, team);
     }
-    if (team < rows) {
-        sample_team_sync(t); /* nobody reads a block's memory any more */
-    }
+    sample_team_sync(t); /* nobody reads a block's memory any more */
 }
 
 /* ---- host --------------------------------------------------------------------------------- */
@@ -313,7 +313,7 @@ void cuda_sample_rows(struct kern_device *d) {
         a.page_shift++;
     }
     const uint32_t size = team_size(d), most = teams_most(d);
-    const uint32_t teams = d->sample_rows < most ? d->sample_rows : most;
+    a.teams = d->sample_rows < most ? d->sample_rows : most;
     cuda_note(d,
               cudaFuncSetAttribute(sample_rows_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    sizeof(struct sample_room)),
@@ -323,7 +323,7 @@ void cuda_sample_rows(struct kern_device *d) {
     cluster.val.clusterDim.x = size;
     cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(teams * size);
+    config.gridDim = dim3(a.teams * size);
     config.blockDim = dim3(SAMPLE_THREADS);
     config.dynamicSmemBytes = sizeof(struct sample_room);
     config.stream = d->stream;
