@@ -18,27 +18,24 @@ static uint32_t cut_of(const struct kern_device *d) {
     return CUDA_LORA_16;
 }
 
+/* Rows that scratch is made for, of three projections. */
+static uint32_t scratch_rows(uint32_t rows) {
+    return max(rows, (uint32_t)LORA_SPLIT_ROWS);
+}
+
 /* Parts that a sum over `in` columns is cut into, for as many blocks of threads. */
-static uint32_t splits_of(uint32_t rows, uint32_t in) {
+static uint32_t splits_of(uint32_t rows, uint32_t in, uint32_t projections) {
     uint32_t tiles = lora_tiles(in);
-    uint32_t splits = LORA_SPLIT_ROWS / rows;
-    if (splits > LORA_SPLITS_MAX) {
-        splits = LORA_SPLITS_MAX;
-    }
-    if (tiles > LORA_LONG) {
-        splits *= 2;
-    }
-    uint32_t most = tiles / LORA_WARPS; /* a tile for each warp */
-    splits = splits < most ? splits : most;
-    return splits > 0 ? splits : 1;
+    uint32_t most = tiles > LORA_LONG ? 2 * LORA_SPLITS_MAX : LORA_SPLITS_MAX;
+    most = min(most, scratch_rows(rows) * LORA_GROUP_MAX / (rows * projections));
+    return max(1u, min(most, tiles / LORA_WARPS)); /* a tile for each warp */
 }
 
 uint64_t cuda_lora_scratch_bytes(const struct kern_device *d) {
     if (d->limits.adapters == 0) {
         return CUDA_ALIGN; /* never used */
     }
-    /* splits × rows is at most LORA_SPLIT_ROWS, or rows; twice that for one long projection */
-    uint64_t rows = max(d->rows_max, (uint32_t)LORA_SPLIT_ROWS);
+    uint64_t rows = scratch_rows(max(d->rows_max, d->sample_rows_max));
     return rows * LORA_GROUP_MAX * KERN_RANK_MAX * sizeof(float);
 }
 
@@ -53,6 +50,7 @@ static struct lora_call call_of(const struct kern_device *d, uint32_t layer, uin
     c.page_elems = (uint32_t)d->page_elems;
     c.rows = d->rows;
     c.splits = 1;
+    c.shares = 1;
     c.v = static_cast<float *>(d->lora_scratch);
     return c;
 }
@@ -87,7 +85,10 @@ static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
     c.in = group == CUDA_GROUP_O      ? d->q_cols
            : group == CUDA_GROUP_DOWN ? d->shape.intermediate
                                       : d->shape.hidden;
-    c.splits = splits_of(d->rows, c.in);
+    c.splits = splits_of(d->rows, c.in, c.projections);
+    if (cut_of(d) == CUDA_LORA_64) { /* passes are short there */
+        c.shares = c.projections;
+    }
     return c;
 }
 
@@ -120,7 +121,7 @@ void cuda_lora_head(struct kern_device *d) {
     struct lora_call c = call_of(d, LORA_OUTER, d->shape.layers * KERN_MODULES + KERN_OUTER_HEAD);
     c.list = &d->meta->lora.samples;
     c.rows = d->sample_rows;
-    c.splits = splits_of(d->sample_rows, d->shape.hidden);
+    c.splits = splits_of(d->sample_rows, d->shape.hidden, 1);
     c.x = d->head_in;
     c.in = d->shape.hidden;
     c.y = d->logits;

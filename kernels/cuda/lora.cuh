@@ -12,7 +12,7 @@ enum {
     LORA_THREADS = 32 * LORA_WARPS,
     LORA_SPLITS_MAX = 8, /* of a sum over at most LORA_LONG tiles; twice that of longer ones */
     LORA_LONG = 128,
-    LORA_SPLIT_ROWS = 4096,  /* a step of this many rows is not split */
+    LORA_SPLIT_ROWS = 4096,  /* three projections of this many rows are not split */
     LORA_GROUP_MAX = 3,      /* projections that share an input */
     LORA_ITEM_TURNS = 3,     /* items of expand that a block of threads should get, at least */
     LORA_ITEM_STEPS_MAX = 8, /* column tiles that a warp takes in one of them, at most */
@@ -30,7 +30,8 @@ struct lora_call {
     uint32_t projections;
     uint32_t page_elems;
     uint32_t rows, splits;
-    float *v; /* partial sums: [splits][rows][projections][KERN_RANK_MAX] */
+    uint32_t shares; /* of a piece's split in shrink, between blocks of threads */
+    float *v;        /* partial sums: [splits][rows][projections][KERN_RANK_MAX] */
     const void *x;
     uint32_t in; /* [rows][in] */
     void *y;
@@ -52,9 +53,7 @@ void lora_expand_launch(struct kern_device *d, const struct lora_call *c, uint32
 template <typename T> struct lora_pages {
     const T *plane; /* of the layer; of layer 0 for the second list */
     const uint32_t *list;
-    uint64_t plane_elems;
-    uint32_t page_elems;
-    uint32_t outer_pages; /* 0 in a layer */
+    uint32_t adapter;
 };
 
 /* Equal tiles, one after the other. */
@@ -121,35 +120,35 @@ static __device__ __forceinline__ struct lora_pages<T> lora_pages_of(const struc
     struct lora_pages<T> p;
     p.plane = static_cast<const T *>(c.meta->planes);
     p.list = c.tables.adapter_pages + (uint64_t)adapter * c.tables.adapter_page_row;
-    p.plane_elems = c.meta->plane_elems;
-    p.page_elems = c.page_elems;
-    p.outer_pages = 0;
+    p.adapter = adapter;
     if (c.layer == LORA_OUTER) {
         p.list += c.tables.adapters[adapter].layer_pages;
-        p.outer_pages = c.tables.adapters[adapter].outer_pages;
     } else {
-        p.plane += c.layer * p.plane_elems;
+        p.plane += c.layer * c.meta->plane_elems;
     }
     return p;
 }
 
 template <typename T>
-static __device__ __forceinline__ const T *lora_element(const struct lora_pages<T> &p,
+static __device__ __forceinline__ const T *lora_element(const struct lora_call &c,
+                                                        const struct lora_pages<T> &p,
                                                         uint32_t page, uint32_t element) {
     const T *plane = p.plane;
-    if (p.outer_pages != 0) {
-        plane += page / p.outer_pages * p.plane_elems;
-        page %= p.outer_pages;
+    if (c.layer == LORA_OUTER) {
+        uint32_t pages = c.tables.adapters[p.adapter].outer_pages;
+        plane += page / pages * c.meta->plane_elems;
+        page %= pages;
     }
-    return plane + (uint64_t)p.list[page] * p.page_elems + element;
+    return plane + (uint64_t)p.list[page] * c.page_elems + element;
 }
 
 template <typename T>
-static __device__ __forceinline__ const T *lora_tile(const struct lora_pages<T> &p,
+static __device__ __forceinline__ const T *lora_tile(const struct lora_call &c,
+                                                     const struct lora_pages<T> &p,
                                                      const struct lora_run &r, uint32_t tile) {
     uint32_t page, element;
     lora_place(r, tile, &page, &element);
-    return lora_element(p, page, element);
+    return lora_element(c, p, page, element);
 }
 
 /* An adapter's entry for projection `projection` of the call. */

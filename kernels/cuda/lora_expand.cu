@@ -29,18 +29,17 @@ enum {
     SPAN = 32, /* columns that four instructions make */
 };
 
-/* What limits registers: blocks that are to fit a multiprocessor. */
-static constexpr int blocks_of(int subtiles) {
-    return subtiles <= 2 ? 4 : 3;
-}
+/* Blocks of threads that are to fit a multiprocessor, which is what limits registers. */
+static constexpr int BLOCKS = 3;
 
 /* An item. */
 template <typename T> struct expand_work {
     struct lora_pages<T> pages;
-    struct cuda_lora_piece piece;
-    uint32_t rank, begin, bias; /* of B; of the bias, 0 = none */
-    float scale;
-    uint32_t projection, out, tiles;
+    const struct kern_lora *lora;
+    uint32_t rank, begin; /* of B */
+    uint32_t row, rows;   /* of the piece */
+    uint32_t projection;
+    void *y; /* of the piece's first row, the projection's first column */
 };
 
 /* v in shared memory. */
@@ -48,65 +47,77 @@ template <typename T, int SUBTILES> struct stage {
     T v[PARTS][STAGE_BLOCKS][SUBTILES * 16][KERN_BLOCK_RANKS];
 };
 
-/* A lane's ranks of one column of B, or row of v, of a block: words 0, 1 go with the first 16
- * ranks, words 2, 3 with the rest. */
-static __device__ __forceinline__ uint32_t lane_rank(uint32_t ranks) {
-    uint32_t t = threadIdx.x % 4;
-    return ranks == 32 ? 8 * t : ranks == 8 ? 2 * t : 4 * t;
+struct load_tile {
+    static __device__ __forceinline__ uint4 of_16(const void *p) {
+        return lora_load_16(p);
+    }
+    static __device__ __forceinline__ uint2 of_8(const void *p) {
+        return lora_load_8(p);
+    }
+    static __device__ __forceinline__ uint32_t of_4(const void *p) {
+        return lora_load_4(p);
+    }
+};
+struct load_shared {
+    static __device__ __forceinline__ uint4 of_16(const void *p) {
+        return *static_cast<const uint4 *>(p);
+    }
+    static __device__ __forceinline__ uint2 of_8(const void *p) {
+        return *static_cast<const uint2 *>(p);
+    }
+    static __device__ __forceinline__ uint32_t of_4(const void *p) {
+        return *static_cast<const uint32_t *>(p);
+    }
+};
+
+/* A lane's ranks of one column of B, or row of v, of a block of RANKS: words 0, 1 go with the first
+ * 16 ranks, words 2, 3 with the rest. LOAD says where from. */
+template <typename LOAD, int RANKS, typename T>
+static __device__ __forceinline__ uint4 lane_ranks(const T *run) {
+    const uint32_t t = threadIdx.x % 4;
+    if (RANKS == 32) {
+        return LOAD::of_16(run + 8 * t);
+    }
+    if (RANKS == 8) {
+        return make_uint4(LOAD::of_4(run + 2 * t), 0, 0, 0);
+    }
+    uint2 two = LOAD::of_8(run + 4 * t);
+    return make_uint4(two.x, two.y, RANKS == 24 ? LOAD::of_4(run + 16 + 2 * t) : 0, 0);
 }
 
-template <typename T>
-static __device__ __forceinline__ uint4 b_load(const T *column, uint32_t ranks) {
-    const T *at = column + lane_rank(ranks);
-    uint4 word = make_uint4(0, 0, 0, 0);
-    if (ranks == 32) {
-        return lora_load_16(at);
-    }
-    if (ranks == 8) {
-        word.x = lora_load_4(at);
-        return word;
-    }
-    uint2 two = lora_load_8(at);
-    word.x = two.x;
-    word.y = two.y;
-    if (ranks == 24) {
-        word.z = lora_load_4(column + 16 + 2 * (threadIdx.x % 4));
-    }
-    return word;
-}
+/* Calls the rest with RANKS as the ranks of a block, of at most MOST. */
+#define WITH_RANKS(MOST, ranks, ...)                     \
+    do {                                                 \
+        if (ranks == 8) {                                \
+            constexpr int RANKS = 8;                     \
+            __VA_ARGS__;                                 \
+        } else if (ranks == 16 || (MOST) == 16) {        \
+            constexpr int RANKS = 16;                    \
+            __VA_ARGS__;                                 \
+        } else if (ranks == 24) {                        \
+            constexpr int RANKS = (MOST) > 16 ? 24 : 16; \
+            __VA_ARGS__;                                 \
+        } else {                                         \
+            constexpr int RANKS = (MOST) > 16 ? 32 : 16; \
+            __VA_ARGS__;                                 \
+        }                                                \
+    } while (0)
 
-template <typename T> static __device__ __forceinline__ uint4 v_load(const T *row, uint32_t ranks) {
-    const T *at = row + lane_rank(ranks);
-    uint4 word = make_uint4(0, 0, 0, 0);
-    if (ranks == 32) {
-        return *reinterpret_cast<const uint4 *>(at);
-    }
-    if (ranks == 8) {
-        word.x = *reinterpret_cast<const uint32_t *>(at);
-        return word;
-    }
-    uint2 two = *reinterpret_cast<const uint2 *>(at);
-    word.x = two.x;
-    word.y = two.y;
-    if (ranks == 24) {
-        word.z = *reinterpret_cast<const uint32_t *>(row + 16 + 2 * (threadIdx.x % 4));
-    }
-    return word;
-}
-
-/* scale · Σ splits of ranks [from, from + STAGE_RANKS) of all rows of the piece, in two parts; rows
- * beyond the piece become 0. Between two barriers. */
+/* scale · Σ splits of ranks [from, from + STAGE_RANKS) of all rows of the piece, in two parts, and
+ * 0 for rows beyond it up to a multiple of 16. Between two barriers. */
 template <typename T, int SUBTILES>
 static __device__ __forceinline__ void fill_stage(const struct lora_call &c,
                                                   const expand_work<T> &w, uint32_t from,
                                                   stage<T, SUBTILES> &stage) {
     const uint32_t quads = min(w.rank - from, (uint32_t)STAGE_RANKS) / 4;
+    const float scale = w.lora->scale;
     const uint64_t split_stride = (uint64_t)c.rows * c.projections * KERN_RANK_MAX;
-    for (uint32_t i = threadIdx.x; i < SUBTILES * 16 * quads; i += LORA_THREADS) {
+    const uint32_t rows = (w.rows + 15) / 16 * 16;
+    for (uint32_t i = threadIdx.x; i < rows * quads; i += LORA_THREADS) {
         uint32_t row = i / quads, r = i % quads * 4;
         float sum[4] = {};
-        if (row < w.piece.rows) {
-            const float *v = lora_v(c, 0, w.piece.row + row, w.projection) + from + r;
+        if (row < w.rows) {
+            const float *v = lora_v(c, 0, w.row + row, w.projection) + from + r;
             for (uint32_t split = 0; split < c.splits; split++) {
                 float4 part = *reinterpret_cast<const float4 *>(v + split * split_stride);
                 sum[0] += part.x;
@@ -118,7 +129,7 @@ static __device__ __forceinline__ void fill_stage(const struct lora_call &c,
         uint32_t block = r / KERN_BLOCK_RANKS, at = r % KERN_BLOCK_RANKS;
 #pragma unroll
         for (int k = 0; k < 4; k += 2) {
-            float a = sum[k] * w.scale, b = sum[k + 1] * w.scale;
+            float a = sum[k] * scale, b = sum[k + 1] * scale;
             uint32_t high = pair_bits<T>(a, b);
             float2 rounded = pair_floats<T>(high);
             /* of what overflowed nothing is left */
@@ -131,19 +142,45 @@ static __device__ __forceinline__ void fill_stage(const struct lora_call &c,
     }
 }
 
-/* sum [span][subtile][instruction] += v Bᵀ over one block of ranks. */
-template <typename T, int SUBTILES, int SPANS>
+/* Spans are numbered from the first of tile `tile` on, two a tile; then comes tile + 4. */
+static __device__ __forceinline__ uint32_t span_column(uint32_t tile, uint32_t span) {
+    return (tile + span / 2 * LORA_WARPS) * KERN_TILE_COLUMNS + span % 2 * SPAN;
+}
+
+/* A lane's part of a block of B: SPANS spans from `span` on. */
+template <int RANKS, typename T, int SPANS>
+static __device__ __forceinline__ void b_load(const struct lora_call &c, const expand_work<T> &w,
+                                              const struct lora_run &run, uint32_t tile,
+                                              uint32_t span, uint4 (&b)[SPANS][4]) {
+    const uint32_t n = threadIdx.x % 32 / 4, column = n / 2 * 8 + n % 2;
+#pragma unroll
+    for (int s = 0; s < SPANS; s++) {
+        uint32_t at_tile = tile + (span + s) / 2 * LORA_WARPS;
+        if (at_tile < lora_tiles(c.out[w.projection])) {
+            const T *at = lora_tile(c, w.pages, run, at_tile);
+            at += ((span + s) % 2 * SPAN + column) * RANKS;
+#pragma unroll
+            for (int g = 0; g < 4; g++) {
+                b[s][g] = lane_ranks<load_tile, RANKS>(at + g * 2 * RANKS);
+            }
+        }
+    }
+}
+
+/* sum [span][subtile][instruction] += v Bᵀ over block `block` of the stage. */
+template <int RANKS, typename T, int SUBTILES, int STAGE_SUBTILES, int SPANS>
 static __device__ __forceinline__ void
 multiply(float (&sum)[SPANS][SUBTILES][4][4], const uint4 (&b)[SPANS][4],
-         const stage<T, SUBTILES> &stage, uint32_t block, uint32_t ranks, uint32_t rows) {
+         const stage<T, STAGE_SUBTILES> &stage, uint32_t block, uint32_t rows) {
     const uint32_t row = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int m = 0; m < SUBTILES; m++) {
         if (m * 16 < rows) {
 #pragma unroll
             for (int part = 0; part < PARTS; part++) {
-                uint4 low = v_load(stage.v[part][block][m * 16 + row], ranks);
-                uint4 high = v_load(stage.v[part][block][m * 16 + row + 8], ranks);
+                const T *v = stage.v[part][block][m * 16 + row];
+                uint4 low = lane_ranks<load_shared, RANKS>(v);
+                uint4 high = lane_ranks<load_shared, RANKS>(v + 8 * KERN_BLOCK_RANKS);
                 const uint32_t first[4] = {low.x, high.x, low.y, high.y};
                 const uint32_t second[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
@@ -152,7 +189,7 @@ multiply(float (&sum)[SPANS][SUBTILES][4][4], const uint4 (&b)[SPANS][4],
                     for (int g = 0; g < 4; g++) {
                         const uint32_t b_first[2] = {b[s][g].x, b[s][g].y};
                         mma_16816<T>(sum[s][m][g], first, b_first);
-                        if (ranks > 16) {
+                        if (RANKS > 16) {
                             const uint32_t b_second[2] = {b[s][g].z, b[s][g].w};
                             mma_16816<T>(sum[s][m][g], second, b_second);
                         }
@@ -163,84 +200,109 @@ multiply(float (&sum)[SPANS][SUBTILES][4][4], const uint4 (&b)[SPANS][4],
     }
 }
 
-/* y's 8 columns + add + scale · bias. */
-static __device__ __forceinline__ void y_add(float *y, const float add[8]) {
-#pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-        float4 v = *reinterpret_cast<const float4 *>(y + i);
-        v.x += add[i];
-        v.y += add[i + 1];
-        v.z += add[i + 2];
-        v.w += add[i + 3];
-        *reinterpret_cast<float4 *>(y + i) = v;
-    }
-}
-template <typename T> static __device__ __forceinline__ void y_add(T *y, const float add[8]) {
-    float v[8];
-    eight_floats<T>(*reinterpret_cast<const uint4 *>(y), v);
+/* 8 columns of y. */
+template <typename Y> struct y_run {
+    static constexpr int WORDS = 8 * sizeof(Y) / sizeof(uint4);
+    uint4 word[WORDS];
+};
+static __device__ __forceinline__ void y_add(y_run<float> &y, const float add[8]) {
+    float *v = reinterpret_cast<float *>(y.word);
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         v[i] += add[i];
     }
-    *reinterpret_cast<uint4 *>(y) = eight_bits<T>(v);
+}
+template <typename T>
+static __device__ __forceinline__ void y_add(y_run<T> &y, const float add[8]) {
+    float v[8];
+    eight_floats<T>(y.word[0], v);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        v[i] += add[i];
+    }
+    y.word[0] = eight_bits<T>(v);
+}
+
+/* Where a lane's 8 columns of row `row` of the piece are; NULL beyond the piece or the matrix. */
+template <typename Y, typename T>
+static __device__ __forceinline__ uint4 *y_place(const struct lora_call &c, const expand_work<T> &w,
+                                                 uint32_t row, uint32_t column) {
+    column += threadIdx.x % 4 * 8;
+    if (row >= w.rows || column >= c.out[w.projection]) {
+        return NULL;
+    }
+    return reinterpret_cast<uint4 *>(static_cast<Y *>(w.y) + (row * c.y_row + column));
 }
 
 template <typename T, typename Y, int SUBTILES, int SPANS>
-static __device__ __forceinline__ void store(const struct lora_call &c, const expand_work<T> &w,
-                                             const float (&sum)[SPANS][SUBTILES][4][4],
-                                             uint32_t tile, uint32_t span) {
-    const uint32_t lane = threadIdx.x % 32;
+static __device__ __forceinline__ void y_load(const struct lora_call &c, const expand_work<T> &w,
+                                              uint32_t tile, uint32_t span,
+                                              y_run<Y> (&y)[SPANS][SUBTILES][2]) {
+#pragma unroll
+    for (int i = 0; i < SPANS * SUBTILES * 2; i++) {
+        int s = i / (SUBTILES * 2), m = i / 2 % SUBTILES, half = i % 2;
+        uint32_t row = m * 16 + half * 8 + threadIdx.x % 32 / 4;
+        const uint4 *from = y_place<Y>(c, w, row, span_column(tile, span + s));
+#pragma unroll
+        for (int k = 0; k < y_run<Y>::WORDS; k++) {
+            y[s][m][half].word[k] = from != NULL ? from[k] : make_uint4(0, 0, 0, 0);
+        }
+    }
+}
+
+template <typename T, typename Y, int SUBTILES, int SPANS>
+static __device__ __forceinline__ void
+y_store(const struct lora_call &c, const expand_work<T> &w, uint32_t tile, uint32_t span,
+        const float (*sum)[SUBTILES][4][4], y_run<Y> (&y)[SPANS][SUBTILES][2]) {
+    const uint32_t lane = threadIdx.x % 32, first = (uint32_t)w.lora->bias;
+    const float scale = w.lora->scale;
 #pragma unroll
     for (int s = 0; s < SPANS; s++) {
-        uint32_t column = tile * KERN_TILE_COLUMNS + (span + s) * SPAN + lane % 4 * 8;
+        uint32_t column = span_column(tile, span + s);
         float bias[8] = {};
-        if (w.bias != 0 && column < w.out) {
-            uint32_t at = w.bias + column, page = at / c.page_elems;
-            const T *from = lora_element(w.pages, page, at - page * c.page_elems);
+        if (first != 0 && column + lane % 4 * 8 < c.out[w.projection]) {
+            uint32_t at = first + column + lane % 4 * 8, page = at / c.page_elems;
+            const T *from = lora_element(c, w.pages, page, at - page * c.page_elems);
             eight_floats<T>(lora_load_16(from), bias);
         }
-        Y *y = static_cast<Y *>(c.y) + c.at[w.projection] + column;
 #pragma unroll
-        for (int m = 0; m < SUBTILES; m++) {
+        for (int i = 0; i < SUBTILES * 2; i++) {
+            int m = i / 2, half = i % 2;
+            uint32_t row = m * 16 + half * 8 + lane / 4;
+            float add[8];
 #pragma unroll
-            for (int half = 0; half < 2; half++) {
-                uint32_t row = m * 16 + half * 8 + lane / 4;
-                float add[8];
+            for (int k = 0; k < 8; k++) {
+                add[k] = sum[s][m][k / 2][half * 2 + k % 2] + scale * bias[k];
+            }
+            y_add(y[s][m][half], add);
+            uint4 *to = y_place<Y>(c, w, row, column);
+            if (to != NULL) {
 #pragma unroll
-                for (int i = 0; i < 8; i++) {
-                    add[i] = sum[s][m][i / 2][half * 2 + i % 2] + w.scale * bias[i];
-                }
-                if (row < w.piece.rows && column < w.out) {
-                    y_add(y + (uint64_t)(w.piece.row + row) * c.y_row, add);
+                for (int k = 0; k < y_run<Y>::WORDS; k++) {
+                    to[k] = y[s][m][half].word[k];
                 }
             }
         }
     }
 }
 
-/* SPANS spans of a tile, from span `span` on. All threads of the block come here together; those
- * whose tile lies beyond the matrix only help with v. `staged`: v is there already. */
-template <typename T, typename Y, int SUBTILES, int SPANS>
+/* SPANS spans from span `span` of tile `tile` on. All threads of the block come here together;
+ * those whose tile lies beyond the matrix only help with v. `staged`: v is there already. */
+template <typename T, typename Y, int SUBTILES, int SPANS, int STAGE_SUBTILES>
 static __device__ __forceinline__ void
-expand_tile(const struct lora_call &c, const expand_work<T> &w, uint32_t tile, uint32_t span,
-            bool staged, stage<T, SUBTILES> &stage) {
-    const uint32_t n = threadIdx.x % 32 / 4, column = n / 2 * 8 + n % 2;
-    const bool live = tile < w.tiles;
+expand_spans(const struct lora_call &c, const expand_work<T> &w, uint32_t tile, uint32_t span,
+             bool staged, stage<T, STAGE_SUBTILES> &stage) {
+    constexpr int MOST = SPANS > 2 ? 16 : KERN_BLOCK_RANKS; /* of a block's ranks */
+    const bool live = tile < lora_tiles(c.out[w.projection]);
     float sum[SPANS][SUBTILES][4][4] = {};
     for (uint32_t done = 0; done < w.rank; done += KERN_BLOCK_RANKS) {
         uint32_t ranks = min(w.rank - done, (uint32_t)KERN_BLOCK_RANKS);
+        uint32_t block = done / KERN_BLOCK_RANKS;
         uint4 b[SPANS][4] = {};
         if (live) {
             struct lora_run run =
-                lora_run_of(c.page_elems, w.begin, w.rank, w.tiles, done / KERN_BLOCK_RANKS);
-            const T *at = lora_tile(w.pages, run, tile) + (span * SPAN + column) * ranks;
-#pragma unroll
-            for (int s = 0; s < SPANS; s++) {
-#pragma unroll
-                for (int g = 0; g < 4; g++) {
-                    b[s][g] = b_load(at + (s * SPAN + g * 2) * ranks, ranks);
-                }
-            }
+                lora_run_of(c.page_elems, w.begin, w.rank, lora_tiles(c.out[w.projection]), block);
+            WITH_RANKS(MOST, ranks, b_load<RANKS>(c, w, run, tile, span, b));
         }
         if (!staged && done % STAGE_RANKS == 0) {
             __syncthreads();
@@ -248,12 +310,17 @@ expand_tile(const struct lora_call &c, const expand_work<T> &w, uint32_t tile, u
             __syncthreads();
         }
         if (live) {
-            multiply<T, SUBTILES, SPANS>(sum, b, stage, done / KERN_BLOCK_RANKS % STAGE_BLOCKS,
-                                         ranks, w.piece.rows);
+            WITH_RANKS(MOST, ranks, multiply<RANKS>(sum, b, stage, block % STAGE_BLOCKS, w.rows));
         }
     }
     if (live) {
-        store<T, Y, SUBTILES, SPANS>(c, w, sum, tile, span);
+        constexpr int AT_ONCE = SPANS < 2 ? SPANS : 2;
+#pragma unroll
+        for (int s = 0; s < SPANS; s += AT_ONCE) {
+            y_run<Y> y[AT_ONCE][SUBTILES][2]; /* all on their way at once */
+            y_load<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, y);
+            y_store<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, sum + s, y);
+        }
     }
 }
 
@@ -279,31 +346,36 @@ expand_item(const struct lora_call &c, const struct cuda_lora_piece &piece, uint
         return;
     }
     w.pages = lora_pages_of<T>(c, piece.adapter);
-    w.piece = piece;
+    w.lora = lora;
     w.begin = (uint32_t)lora->b;
-    w.bias = (uint32_t)lora->bias;
-    w.scale = lora->scale;
+    w.row = piece.row;
+    w.rows = piece.rows;
     w.projection = projection;
-    w.out = c.out[projection];
-    w.tiles = lora_tiles(w.out);
+    w.y = static_cast<Y *>(c.y) + (uint64_t)piece.row * c.y_row + c.at[projection];
     bool staged = false;
-    for (uint32_t step = 0; step < steps; step++) {
-        uint32_t tile = tile_begin + step * LORA_WARPS + threadIdx.x / 32;
-        if (SUBTILES == 1) {
-            expand_tile<T, Y, SUBTILES, 2>(c, w, tile, 0, staged, stage);
-        } else {
+    uint32_t tile = tile_begin + threadIdx.x / 32;
+    for (uint32_t step = 0; step < steps; step++, tile += LORA_WARPS) {
+        if (SUBTILES > 1 && piece.rows > 16) {
             for (uint32_t span = 0; span < 2; span++) {
-                expand_tile<T, Y, SUBTILES, 1>(c, w, tile, span, staged, stage);
+                expand_spans<T, Y, SUBTILES, 1>(c, w, tile, span, staged, stage);
                 staged = w.rank <= STAGE_RANKS;
             }
+        } else if (SUBTILES == 1 && sizeof(Y) == sizeof(T) && w.rank <= 16 && step + 1 < steps) {
+            /* narrow tiles, two at once: one alone would leave memory idle */
+            expand_spans<T, Y, 1, 4>(c, w, tile, 0, staged, stage);
+            step++;
+            tile += LORA_WARPS;
+        } else {
+            expand_spans<T, Y, 1, 2>(c, w, tile, 0, staged, stage);
         }
         staged = w.rank <= STAGE_RANKS;
     }
 }
 
 template <typename T, typename Y, int SUBTILES>
-static __global__ __launch_bounds__(LORA_THREADS, blocks_of(SUBTILES)) void lora_expand_kernel(
-    const __grid_constant__ struct lora_call c) {
+static __global__
+__launch_bounds__(LORA_THREADS,
+                  BLOCKS) void lora_expand_kernel(const __grid_constant__ struct lora_call c) {
     __shared__ stage<T, SUBTILES> stage;
     const uint32_t pieces = c.list->count;
     const uint32_t steps = item_steps(c, pieces);
@@ -335,7 +407,7 @@ static void launch(struct kern_device *d, const struct lora_call *c) {
         tiles += lora_tiles(c->out[p]);
     }
     uint32_t items = c->rows * (tiles / LORA_WARPS + c->projections);
-    uint32_t blocks = min(items, (uint32_t)(d->sm_count * blocks_of(SUBTILES)));
+    uint32_t blocks = min(items, (uint32_t)(d->sm_count * BLOCKS));
     auto kernel = lora_expand_kernel<T, Y, SUBTILES>;
     kernel<<<blocks, LORA_THREADS, 0, d->stream>>>(*c);
     CUDA_LAUNCHED(d, "lora_expand_kernel");
