@@ -47,7 +47,10 @@ void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
                                 .ops = r->ops,
                                 .device = r->device};
     demand(pool_open(&r->pool, &pool), &why);
-    struct pool_store_options store = {.bytes = limits->store_bytes, .chunk_bytes = 8 << 20};
+    struct pool_store_options store = {.bytes = limits->store_bytes,
+                                       .chunk_bytes = 8 << 20,
+                                       .pin = r->ops->pin,
+                                       .unpin = r->ops->unpin};
     demand(pool_store_open(&r->store, &store), &why);
     r->options = (struct model_adapter_options){.root = adapters_root,
                                                 .page_tokens = PAGE_TOKENS,
