@@ -19,7 +19,7 @@
 enum {
     MODEL_PEFT_BYTES_MAX = 1 << 20, /* of adapter_config.json */
     MODEL_PATTERN_BYTES_MAX = 256,  /* of one key */
-    MODEL_EXPRESSIONS_MAX = 256,    /* keys of a pattern that regcomp(3) must read */
+    MODEL_EXPRESSIONS_MAX = 64,     /* keys of a pattern that regcomp(3) must read */
 };
 
 #define MODEL_PEFT_FILE "adapter_config.json"
