@@ -44,7 +44,8 @@ enum { POOL_PAGES_MAX = 1 << 26 };
 /* ERR_NO_MEMORY. */
 NODISCARD enum err pool_open(struct pool **out, const struct pool_options *options);
 /* After the device has come to rest, and before the store goes. Adapters that are still resident
- * need not be evicted, pages in use need not be released. NULL is fine. */
+ * need not be evicted, pages in use need not be released; images that are held go back to the
+ * store. NULL is fine. */
 void pool_close(struct pool *p);
 
 /* Reserves `count` pages for KV, each with one reference: free ones, then cached ones. Adapters get

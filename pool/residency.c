@@ -33,6 +33,11 @@ enum err pool_residency_init(struct pool *p, const struct pool_options *options)
 }
 
 void pool_residency_deinit(struct pool *p) {
+    for (uint32_t i = 0; p->adapters != NULL && i < p->adapter_count; i++) {
+        if (p->adapters[i].image != NULL && p->adapters[i].store != NULL) {
+            pool_store_drop(p->adapters[i].store, p->adapters[i].image);
+        }
+    }
     free(p->loras);
     free(p->adapter_lists);
     free(p->adapter_free);

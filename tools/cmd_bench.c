@@ -8,9 +8,10 @@
 #include "tools/tool.h"
 
 static const char *const own_flags[] = {
-    "--case=",        "--shape=", "--jobs=",    "--input=",      "--output=", "--adapter-count=",
-    "--rank=",        "--order=", "--targets=", "--popularity=", "--seed=",   "--rows=",
-    "--step-tokens=", "--rate=",  "--room=",    "--arrival",     "--json",    NULL};
+    "--case=",          "--shape=",  "--jobs=",        "--input=",   "--output=",
+    "--adapter-count=", "--rank=",   "--order=",       "--targets=", "--popularity=",
+    "--seed=",          "--rows=",   "--step-tokens=", "--rate=",    "--room=",
+    "--arrival",        "--repeat=", "--json",         NULL};
 
 static const char help[] =
     "Runs jobs of random tokens through the engine (scheduler, pool and device, one step ahead;\n"
@@ -39,6 +40,7 @@ static const char help[] =
     "  --room K            a pool with pages for K adapters, and for the rows\n"
     "  --rate R            R jobs a second, Poisson; without it all come at once\n"
     "  --rows N            most sequences at once;  --step-tokens N  most tokens of a step\n"
+    "  --repeat N          each case so often; the first runs warm up what the others find [1]\n"
     "  --seed N            of weights, jobs and adapters [1]\n"
     "  --json              one object a case, on stdout\n"
     "\n"
@@ -50,6 +52,7 @@ static const char help[] =
 enum {
     CASES_MAX = 64,
     JOBS_MAX = 1000000,
+    REPEAT_MAX = 1000,
     TOKENS_MAX = 1 << 20,
     CONFIG_BYTES_MAX = 4 << 20,
     STORE_PERCENT = 70,    /* of the machine's memory, at most, for adapters */
@@ -420,7 +423,9 @@ static int run(const struct tool *t) {
         bench_case_help(stdout);
         return EXIT_DONE;
     }
+    uint32_t repeat = 1;
     enum err e = take_cases(t, cases, &count, &why);
+    e = e == ERR_OK ? take_u32(t, "--repeat", 1, REPEAT_MAX, &repeat, &why) : e;
     for (uint32_t i = 0; i < count && e == ERR_OK; i++) {
         const char *shape = shape_of(t, &cases[i]);
         if (b.bench == NULL || !same_shape(shape, b.shape)) {
@@ -428,7 +433,7 @@ static int run(const struct tool *t) {
             b.shape = shape;
             e = bench_open(&b, &cases[i], count - i, &why);
         }
-        if (e == ERR_OK) {
+        for (uint32_t k = 0; k < repeat && e == ERR_OK; k++) {
             e = run_case(&b, &cases[i], &why);
         }
     }

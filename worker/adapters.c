@@ -178,6 +178,11 @@ void adapters_close(struct adapters *a) {
         bell_ring(&a->bells[i]);
         (void)pthread_join(a->threads[i], NULL);
     }
+    for (uint32_t i = 0; a->entries != NULL && i < a->count; i++) { /* fetched, or stored */
+        if (a->entries[i].image != NULL) {
+            pool_store_drop(a->options.store, a->entries[i].image);
+        }
+    }
     ring_deinit(&a->requests);
     ring_deinit(&a->results);
     free(a->known);
@@ -430,6 +435,14 @@ void adapters_poll(struct adapters *a) {
         a->deltas[a->delta_count++] = entry;
         a->loads[i] = a->loads[--a->loading];
         a->resident++;
+    }
+}
+
+void adapters_rest(struct adapters *a) {
+    adapters_poll(a);
+    while (a->loading > 0) {
+        clock_sleep_ms(1);
+        adapters_poll(a);
     }
 }
 

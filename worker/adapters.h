@@ -48,7 +48,8 @@ struct adapters_options {
 };
 
 NODISCARD enum err adapters_open(struct adapters **out, const struct adapters_options *options);
-void adapters_close(struct adapters *a);         /* joins the loaders; NULL is fine */
+/* Joins the loaders and lets go of images that are in no pages; NULL is fine. */
+void adapters_close(struct adapters *a);
 uint32_t adapters_max(const struct adapters *a); /* entries are below this */
 
 /* The entry of (id, stamp), counted for one job more. Every job that entered leaves once.
@@ -68,6 +69,8 @@ void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket);
 
 /* Copies that are done make their adapters resident. */
 void adapters_poll(struct adapters *a);
+/* Waits for all that are on their way. */
+void adapters_rest(struct adapters *a);
 
 /* What a loader found. The entry is counted for the caller, who lets it go by adapters_leave(). */
 struct adapters_news {

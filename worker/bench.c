@@ -77,6 +77,7 @@ static enum err open_device(struct worker_bench *b, struct err_text *why) {
     }
     if (e == ERR_OK) { /* before the pool takes the memory that this needs for a moment */
         e = b->ops->peaks(b->device, &b->facts.peaks);
+        (void)(e == ERR_OK ? e : err_set(why, e, "measuring the device's peaks: %s", err_text(e)));
     }
     if (e == ERR_OK) {
         e = worker_plan_pool(o->config, b->ops, b->device, model, plan, why);

@@ -160,10 +160,10 @@ void engine_close(struct engine *e) {
     }
     sched_close(e->sched);
     adapters_close(e->adapters);
+    pool_close(e->pool);
     if (e->options.store == NULL) {
         pool_store_close(e->store);
     }
-    pool_close(e->pool);
     ring_deinit(&e->inbox);
     for (uint32_t i = 0; i < ENGINE_STEPS; i++) {
         free(e->steps[i].rows);
@@ -333,6 +333,9 @@ enum err engine_run(struct engine *e, struct err_text *why) {
     }
     while (err == ERR_OK && e->step_count > 0) {
         err = engine_read(e);
+    }
+    if (err == ERR_OK) {
+        adapters_rest(e->adapters);
     }
     atomic_store(&e->stopping, false);
     if (err != ERR_OK) {

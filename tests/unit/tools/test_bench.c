@@ -139,9 +139,9 @@ static void test_adapters(void **state) {
 /* Several cases in one process, whose shape and sizes are overridden. */
 static void test_cases(void **state) {
     (void)state;
-    static const char command[] =
-        BENCH "--case A1,E1,B1:3,D1:5,G16a:7,F:9,churn:1 --shape tiny.json --jobs 24 --input 9 "
-              "--output 7 --rows 6 --json";
+    static const char command[] = BENCH "--repeat 1 --case A1,E1,B1:3,D1:5,G16a:7,F:9,churn:1 "
+                                        "--shape tiny.json --jobs 24 --input 9 "
+                                        "--output 7 --rows 6 --json";
     static const char *const names[] = {"A1", "E1", "B1:3", "D1:5", "G16a:7", "F:9", "churn:1"};
     static const json_int_t adapters[] = {0, 8, 3, 5, 7, 9, 8};
     for (int i = 0; i < 7; i++) {
