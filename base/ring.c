@@ -9,7 +9,7 @@
 #include "base/check.h"
 
 enum err ring_init(struct ring *r, uint32_t capacity) {
-    CHECK(capacity >= 2);
+    CHECK(capacity >= 1);
     CHECK(capacity <= 1U << 31);
     uint64_t count = 2;
     while (count < capacity) {

@@ -24,7 +24,7 @@ struct ring {
     _Alignas(64) _Atomic uint64_t tail; /* next to pop */
 };
 
-/* `capacity`: 2 .. 2^31, rounded up to a power of two. ERR_NO_MEMORY. */
+/* `capacity`: 1 .. 2^31, rounded up to a power of two of at least 2. ERR_NO_MEMORY. */
 NODISCARD enum err ring_init(struct ring *r, uint32_t capacity);
 void ring_deinit(struct ring *r);
 
