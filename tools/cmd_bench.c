@@ -53,6 +53,7 @@ enum {
     CASES_MAX = 64,
     JOBS_MAX = 1000000,
     REPEAT_MAX = 1000,
+    ADAPTERS_MAX = 4096, /* resident at once */
     TOKENS_MAX = 1 << 20,
     CONFIG_BYTES_MAX = 4 << 20,
     STORE_PERCENT = 70,    /* of the machine's memory, at most, for adapters */
@@ -259,6 +260,7 @@ static const char *shape_of(const struct tool *t, const struct bench_case *c) {
 
 struct bench { /* what cases of one shape share */
     const struct tool *t;
+    struct config config; /* with a table for as many adapters as a case has */
     const char *shape;
     struct model *model;
     struct worker_bench *bench;
@@ -290,6 +292,7 @@ static void size_pool(const struct bench_case *c, const struct bench_adapters *a
     } else if (adapter_pages > 0) {
         uint64_t pages = (uint64_t)plan->page_count * RESIDENT_PERCENT / 100;
         *resident_max = (uint32_t)(pages / adapter_pages);
+        *resident_max = *resident_max < ADAPTERS_MAX ? *resident_max : ADAPTERS_MAX;
     }
 }
 
@@ -385,11 +388,16 @@ static void bench_close(struct bench *b) {
 
 static enum err bench_open(struct bench *b, const struct bench_case *cases, uint32_t count,
                            struct err_text *why) {
-    struct worker_bench_options o = {.config = b->t->config,
+    struct worker_bench_options o = {.config = &b->config,
                                      .random = b->shape != NULL,
                                      .seed = cases[0].seed,
                                      .store_bytes = store_bytes(cases, count)};
+    b->config = *b->t->config;
     for (uint32_t i = 0; i < count; i++) {
+        int64_t adapters = cases[i].adapters < ADAPTERS_MAX ? cases[i].adapters : ADAPTERS_MAX;
+        if (adapters > b->config.pool_adapters) {
+            b->config.pool_adapters = adapters;
+        }
         o.rows_max = cases[i].rows > o.rows_max ? cases[i].rows : o.rows_max;
         o.step_tokens_max =
             cases[i].step_tokens > o.step_tokens_max ? cases[i].step_tokens : o.step_tokens_max;
