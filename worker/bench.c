@@ -139,6 +139,7 @@ struct session {
     struct job *table; /* [config.backlog_jobs] */
     struct worker_bench_job *jobs;
     uint32_t job_count, left;
+    uint32_t window, given; /* of a run with a window: the next job to give */
     int64_t begin_us;
     uint32_t steps_room;
     bool measured, no_memory;
@@ -166,6 +167,11 @@ static void stepped(void *context, const struct engine_stepped *step) {
     r->steps[r->step_count++] = *step;
 }
 
+static void job_give(struct session *s, uint32_t index) {
+    s->table[index].received_us = clock_mono_us();
+    engine_give(s->engine, &s->table[index]);
+}
+
 static void ended(struct session *s, struct job *job) {
     struct worker_bench_job *j = &s->jobs[job->index];
     struct worker_bench_report *r = s->report;
@@ -188,6 +194,8 @@ static void ended(struct session *s, struct job *job) {
     job_reset(job, job->index);
     if (--s->left == 0) {
         engine_stop(s->engine);
+    } else if (s->window > 0 && s->given < s->job_count) {
+        job_give(s, s->given++);
     }
 }
 
@@ -208,14 +216,8 @@ static void job_fill(struct job *job, const struct worker_bench_job *from, uint3
     job->prompt = (uint32_t *)(uintptr_t)from->prompt; /* only read */
     job->prompt_count = from->prompt_count;
     job->output_max = from->output_count;
-    job->wire.priority = from->priority;
     job->sampling = (struct kern_slot_set){
         .top_p = 1, .repetition_penalty = 1, .prompt_tokens = from->prompt_count};
-}
-
-static void job_give(struct session *s, uint32_t index) {
-    s->table[index].received_us = clock_mono_us();
-    engine_give(s->engine, &s->table[index]);
 }
 
 /* Gives what is due later. Thread: its own. */
@@ -250,7 +252,8 @@ static enum err session_run(struct session *s, struct worker_bench_job *jobs, ui
     if (timed && pthread_create(&feeder, NULL, feed, s) != 0) {
         return err_set(why, ERR_NO_MEMORY, "no thread to give the jobs");
     }
-    for (uint32_t i = 0; i < count && !timed; i++) {
+    s->given = s->window > 0 && s->window < count && !timed ? s->window : count;
+    for (uint32_t i = 0; i < s->given && !timed; i++) {
         job_give(s, i);
     }
     enum err e = engine_run(s->engine, why);
@@ -347,6 +350,7 @@ enum err worker_bench_run(struct worker_bench *b, const struct worker_bench_run 
         r.input_tokens = r.output_tokens = 0;
         counts_take(&s, -1);
         s.measured = true;
+        s.window = run->window;
         e = session_run(&s, run->jobs, run->job_count, why);
     }
     if (e == ERR_OK) {

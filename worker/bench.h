@@ -51,7 +51,6 @@ struct worker_bench_job {
     const uint32_t *prompt; /* [prompt_count]; the caller's, throughout the run */
     uint32_t prompt_count;
     uint32_t output_count; /* so many tokens are sampled, greedily, whatever they are */
-    int32_t priority;      /* lower first */
     int64_t at_us;         /* it comes so long after the start */
     /* What became of it, counted from the start: */
     int64_t first_us, end_us;
@@ -66,6 +65,8 @@ struct worker_bench_run {
     uint32_t warm_count;
     uint32_t rows, step_tokens, chunk_tokens; /* 0 = the device's own */
     uint32_t pages;                           /* of the pool; 0 = all */
+    uint32_t window; /* jobs given and not ended, at most: they run in the order in which they are
+                        given where it is little more than the rows; 0 = all are given at once */
     bool prefixes;
     struct adapters_maker maker; /* of the adapters that jobs name */
 };

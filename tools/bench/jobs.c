@@ -132,7 +132,6 @@ static void fill_jobs(struct bench_jobs *out, const struct bench_case *c, uint64
         j->prompt_count = draw_length(seed, c->input);
         j->output_count = draw_length(seed, c->output);
         j->adapter = c->adapters > 0 && !c->idle ? out->ids[adapters[i]] : NULL;
-        j->priority = c->arrival ? (int32_t)i : 0;
         if (c->rate > 0) {
             double shape = 1 / (c->cv * c->cv);
             at_s += draw_gamma(seed, shape) / shape / c->rate;
