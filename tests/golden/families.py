@@ -131,7 +131,7 @@ FAMILIES = {
         differs={"rope_parameters": DEFAULT_ROPE | {"rope_theta": 10000.0}},
     ),
     "tiny-mistral": Family(
-        small(MistralConfig, num_attention_heads=4, num_key_value_heads=4, head_dim=None,
+        small(MistralConfig, num_attention_heads=2, num_key_value_heads=2, head_dim=None,
               sliding_window=24),
         BF16, {"every": every(), "by-regex": by_regex(), "rslora-pattern": rslora_pattern(),
                "lora-bias": lora_bias(), "embedding-head": embedding_head()},
