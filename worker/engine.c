@@ -339,8 +339,8 @@ enum err engine_run(struct engine *e, struct err_text *why) {
     }
     atomic_store(&e->stopping, false);
     if (err != ERR_OK) {
-        return err_set(why, err, "the device failed in step %llu: %s",
-                       (unsigned long long)e->ticket_launched + 1, err_text(err));
+        return err_set(why, err, "step %llu: %s", (unsigned long long)e->ticket_launched + 1,
+                       err_text(err));
     }
     pool_check(e->pool);
     return ERR_OK;
