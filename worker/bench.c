@@ -70,6 +70,9 @@ static enum err open_device(struct worker_bench *b, struct err_text *why) {
     if (o->step_tokens_max > plan->step_tokens) {
         plan->step_tokens = o->step_tokens_max;
     }
+    if (b->ops != kern_cpu()) {
+        worker_state_dir(o->config);
+    }
     struct kern_limits limits = worker_limits(o->config, plan);
     e = b->ops->open(&b->device, &model->shape, &limits, why);
     if (e == ERR_OK) {

@@ -1,5 +1,8 @@
 /* plan.c - the sizes of a worker: what configuration, model and device leave to be decided. */
+#include <errno.h>
 #include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
 
 #include "base/log.h"
 #include "worker/worker.h"
@@ -162,6 +165,33 @@ enum err worker_plan_pool(const struct config *c, const struct kern_ops *ops,
     }
     plan_pages(pages, plan);
     return ERR_OK;
+}
+
+void worker_state_dir(const struct config *c) {
+    char path[4096 + 1];
+    size_t bytes = strlen(c->state_dir);
+    if (bytes == 0 || bytes >= sizeof path) {
+        return;
+    }
+    memcpy(path, c->state_dir, bytes + 1);
+    int result = 0;
+    for (char *at = path + 1; result == 0; at++) {
+        if (*at != '/' && *at != '\0') {
+            continue;
+        }
+        char end = *at;
+        *at = '\0';
+        result = mkdir(path, 0700) == 0 || errno == EEXIST ? 0 : errno;
+        *at = end;
+        if (end == '\0') {
+            break;
+        }
+    }
+    if (result != 0) {
+        char room[128];
+        log_warn("worker", "state.dir cannot be made, nothing is kept in it dir=%s why=%s",
+                 c->state_dir, strerror_r(result, room, sizeof room));
+    }
 }
 
 struct kern_limits worker_limits(const struct config *c, const struct worker_plan *plan) {

@@ -77,6 +77,9 @@ static enum err open_device(struct worker *w, struct err_text *why) {
     if (e != ERR_OK) {
         return e;
     }
+    if (w->ops != kern_cpu()) {
+        worker_state_dir(c);
+    }
     struct kern_limits limits = worker_limits(c, &w->plan);
     e = w->ops->open(&w->device, &facts->shape, &limits, why);
     if (e == ERR_OK) {

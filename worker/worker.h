@@ -79,6 +79,9 @@ NODISCARD enum err worker_plan(const struct config *config, const struct kern_op
 NODISCARD enum err worker_plan_pool(const struct config *config, const struct kern_ops *ops,
                                     struct kern_device *device, const struct model_facts *model,
                                     struct worker_plan *plan, struct err_text *why);
+/* Makes state.dir, where devices keep what they measured, and the folders above it; without it
+ * nothing is kept, which is said once. */
+void worker_state_dir(const struct config *config);
 /* What a device of this plan is opened with. */
 struct kern_limits worker_limits(const struct config *config, const struct worker_plan *plan);
 

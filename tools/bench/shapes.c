@@ -32,7 +32,7 @@ static const struct {
      "\"max_position_embeddings\":32768,\"max_window_layers\":28,\"rope_theta\":1000000.0,"
      "\"sliding_window\":131072,\"use_sliding_window\":false}"},
     {"tiny", /* for a look at the tool itself, and tests */
-     "{" LLAMA_FIELDS "\"hidden_size\":64,\"intermediate_size\":160,\"num_hidden_layers\":2,"
+     "{" LLAMA_FIELDS "\"hidden_size\":128,\"intermediate_size\":320,\"num_hidden_layers\":2,"
      "\"num_attention_heads\":4,\"num_key_value_heads\":2,\"vocab_size\":512,"
      "\"max_position_embeddings\":512}"},
 };

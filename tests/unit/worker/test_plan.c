@@ -3,7 +3,10 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -138,6 +141,33 @@ static void test_cpu(void **state) {
     config_close(c);
 }
 
+static void test_state_dir(void **state) {
+    (void)state;
+    char folder[] = "/tmp/lorry-test-XXXXXX";
+    char flag[256];
+    char path[128];
+    struct stat s;
+    assert_non_null(mkdtemp(folder));
+    (void)snprintf(path, sizeof path, "%s/a/b", folder);
+    (void)snprintf(flag, sizeof flag, "--state.dir=%s", path);
+    struct config *c = config_of(flag, NULL);
+    for (int i = 0; i < 2; i++) {
+        worker_state_dir(c);
+        assert_int_equal(stat(path, &s), 0);
+        assert_true(S_ISDIR(s.st_mode));
+    }
+    struct worker_plan p = {.rows = 1};
+    assert_string_equal(worker_limits(c, &p).cache_dir, path);
+    config_close(c);
+    c = config_of("--state.dir=/dev/null/a", NULL); /* only said */
+    worker_state_dir(c);
+    config_close(c);
+    assert_int_equal(rmdir(path), 0);
+    (void)snprintf(path, sizeof path, "%s/a", folder);
+    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(rmdir(folder), 0);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     struct worker_plan p = {0};
@@ -157,9 +187,9 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpu),      cmocka_unit_test(test_gpu_as_told),
-        cmocka_unit_test(test_store),    cmocka_unit_test(test_cpu),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_gpu),       cmocka_unit_test(test_gpu_as_told),
+        cmocka_unit_test(test_store),     cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_state_dir), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
