@@ -34,7 +34,6 @@ enum {
     CUDA_ALIGN = 256,          /* of everything that is carved from one allocation */
     CUDA_GRAPH_TOKENS = 1024,  /* a step of more tokens is launched eagerly */
     CUDA_MIXED_TOKENS = 512,   /* likewise one with prefill chunks */
-    CUDA_ROW_MULTIPLE = 128,   /* rows of an eager step */
     CUDA_NO_PAGE = UINT32_MAX, /* in page tables: none was set */
 };
 

@@ -55,19 +55,19 @@ enum err cuda_graphs_open(struct kern_device *d, struct err_text *why) {
     return ERR_OK;
 }
 
+static void graph_destroy(cudaGraphExec_t graph) {
+    if (graph != NULL) {
+        (void)cudaGraphExecDestroy(graph);
+    }
+}
+
 void cuda_graphs_close(struct kern_device *d) {
     struct cuda_graphs *g = d->graphs;
-    if (g == NULL) {
-        return;
-    }
-    for (uint32_t size = 0; size < SIZES_MAX; size++) {
-        for (uint32_t i = 0; i < 2; i++) {
-            cudaGraphExec_t all[] = {g->body[size][0][i], g->body[size][1][i], g->tail[size][i]};
-            for (size_t k = 0; k < sizeof all / sizeof all[0]; k++) {
-                if (all[k] != NULL) {
-                    (void)cudaGraphExecDestroy(all[k]);
-                }
-            }
+    for (uint32_t size = 0; g != NULL && size < SIZES_MAX; size++) {
+        for (uint32_t lora = 0; lora < 2; lora++) {
+            graph_destroy(g->body[size][0][lora]);
+            graph_destroy(g->body[size][1][lora]);
+            graph_destroy(g->tail[size][lora]);
         }
     }
     free(g);
@@ -143,9 +143,7 @@ enum err cuda_bucket_end(struct kern_device *d) {
     if (d->failed != ERR_OK || result != cudaSuccess) {
         enum err e =
             d->failed != ERR_OK ? d->failed : cuda_fail(&d->fault, result, "cudaGraphInstantiate");
-        if (made != NULL) {
-            (void)cudaGraphExecDestroy(made);
-        }
+        graph_destroy(made);
         return capture_failed(d, e);
     }
     cudaGraphExec_t *to = place(d, d->graphs->now.part, d->graphs->now.rows);

@@ -13,9 +13,10 @@
 
 enum {
     DELTA_BYTES = 4 << 20, /* of a delta block; more deltas go in several */
-    ARRAY_SLACK = 64,      /* of the alignment of one array */
     META_ARRAYS = 8,
 };
+
+#define ARRAY_SLACK UINT64_C(64) /* of the alignment of one array */
 
 struct host_slot {
     uint32_t pages_end; /* entries of its list that were set, from 0 on */
@@ -248,32 +249,39 @@ static void take_adapters(struct kern_device *d, const struct kern_step *step, s
     head->adapter_count = count;
 }
 
-/* Fills blocks and applies them until all deltas are taken; nearly always that is one block. */
+static bool deltas_left(const struct kern_step *step, const struct delta_cursor *at) {
+    return at->slot < step->slot_set_count || at->page < step->slot_page_count ||
+           at->adapter < step->adapter_set_count;
+}
+
+/* Fills one block and applies it. */
+static enum err deltas_block(struct kern_device *d, const struct kern_step *step,
+                             struct cuda_block *b, struct delta_cursor *at) {
+    b->used = 0;
+    struct cuda_deltas *head = cuda_block_take(b, sizeof *head);
+    *head = (struct cuda_deltas){0};
+    take_slots(d, step, b, at, head);
+    if (at->slot == step->slot_set_count) { /* a page's slot is set first */
+        take_pages(d, step, b, at, head);
+        take_adapters(d, step, b, at, head);
+    }
+    enum err e = cuda_block_upload(b, d->stream, &d->fault);
+    if (e == ERR_OK) {
+        cuda_apply_deltas(d, (const struct cuda_deltas *)(const void *)b->device);
+    }
+    return e;
+}
+
+/* Fills blocks until all deltas are taken; nearly always that is one block. */
 static enum err deltas_apply(struct kern_device *d, const struct kern_step *step) {
     struct cuda_block *b = &d->steps->deltas[d->steps->end_count % CUDA_UNREAD_MAX];
     struct delta_cursor at = {0};
-    bool again = false;
-    while (at.slot < step->slot_set_count || at.page < step->slot_page_count ||
-           at.adapter < step->adapter_set_count) {
-        if (again) { /* the block is still being read */
-            CU_TRY(&d->fault, cudaStreamSynchronize(d->stream));
-        }
-        b->used = 0;
-        struct cuda_deltas *head = cuda_block_take(b, sizeof *head);
-        *head = (struct cuda_deltas){0};
-        take_slots(d, step, b, &at, head);
-        if (at.slot == step->slot_set_count) { /* a page's slot is set first */
-            take_pages(d, step, b, &at, head);
-            take_adapters(d, step, b, &at, head);
-        }
-        enum err e = cuda_block_upload(b, d->stream, &d->fault);
-        if (e != ERR_OK) {
-            return e;
-        }
-        cuda_apply_deltas(d, (const struct cuda_deltas *)(const void *)b->device);
-        again = true;
+    enum err e = deltas_left(step, &at) ? deltas_block(d, step, b, &at) : ERR_OK;
+    while (e == ERR_OK && deltas_left(step, &at)) {
+        CU_TRY(&d->fault, cudaStreamSynchronize(d->stream)); /* the block is still being read */
+        e = deltas_block(d, step, b, &at);
     }
-    return ERR_OK;
+    return e;
 }
 
 /* ---- metadata ----------------------------------------------------------------------------- */

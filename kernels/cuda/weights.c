@@ -44,6 +44,16 @@ static enum err layer_take(struct kern_device *d, struct cuda_layer *layer, stru
     return e;
 }
 
+static enum err staging_take(struct kern_device *d, struct err_text *why) {
+    const unsigned flags = cudaEventDisableTiming | cudaEventBlockingSync;
+    enum err e = ERR_OK;
+    for (uint32_t i = 0; i < PIECES && e == ERR_OK; i++) {
+        e = cuda_take_host(d, (void **)&d->staging->pieces[i], PIECE_BYTES, why);
+        CU_TRY(why, cudaEventCreateWithFlags(&d->staging->crossed[i], flags));
+    }
+    return e;
+}
+
 enum err cuda_weights_take(struct kern_device *d, struct err_text *why) {
     const struct kern_shape *s = &d->shape;
     d->layers = calloc(s->layers, sizeof d->layers[0]);
@@ -61,14 +71,7 @@ enum err cuda_weights_take(struct kern_device *d, struct err_text *why) {
         e = layer_take(d, &d->layers[i], why);
     }
     d->head = d->embed; /* until it comes by itself */
-    for (uint32_t i = 0; i < PIECES && e == ERR_OK; i++) {
-        e = cuda_take_host(d, (void **)&d->staging->pieces[i], PIECE_BYTES, why);
-        if (e == ERR_OK) {
-            CU_TRY(why, cudaEventCreateWithFlags(&d->staging->crossed[i],
-                                                 cudaEventDisableTiming | cudaEventBlockingSync));
-        }
-    }
-    return e;
+    return e == ERR_OK ? staging_take(d, why) : e;
 }
 
 void cuda_weights_close(struct kern_device *d) {
@@ -151,26 +154,34 @@ static enum err head_take(struct kern_device *d, struct err_text *why) {
 
 /* ---- crossing ----------------------------------------------------------------------------- */
 
+/* `count` elements, at most a piece, through the next pinned buffer. */
+static enum err piece_set(struct kern_device *d, void *to, const unsigned char *from,
+                          enum kern_dtype dtype, uint64_t count, struct err_text *why) {
+    uint32_t at = d->staging->next++ % PIECES;
+    unsigned char *piece = d->staging->pieces[at];
+    const uint64_t bytes = count * kern_dtype_bytes(dtype);
+    CU_TRY(why, cudaEventSynchronize(d->staging->crossed[at]));
+    memcpy(piece, from, bytes);
+    if (dtype == d->elem) {
+        CU_TRY(why, cudaMemcpyAsync(to, piece, bytes, cudaMemcpyHostToDevice, d->stream));
+    } else {
+        cuda_convert(d, piece, dtype, to, count);
+    }
+    CU_TRY(why, cudaEventRecord(d->staging->crossed[at], d->stream));
+    return ERR_OK;
+}
+
 static enum err matrix_set(struct kern_device *d, void *to, const struct kern_weight *w,
                            struct err_text *why) {
-    struct cuda_staging *staging = d->staging;
     const unsigned char *from = w->data;
     const uint32_t bytes = kern_dtype_bytes(w->dtype), piece = PIECE_BYTES / bytes;
     const uint64_t count = w->rows * w->columns;
-    for (uint64_t done = 0; done < count; done += piece) {
+    enum err e = ERR_OK;
+    for (uint64_t done = 0; done < count && e == ERR_OK; done += piece) {
         uint64_t now = count - done < piece ? count - done : piece;
-        uint32_t at = staging->next++ % PIECES;
-        CU_TRY(why, cudaEventSynchronize(staging->crossed[at]));
-        memcpy(staging->pieces[at], from + done * bytes, now * bytes);
-        if (w->dtype == d->elem) {
-            CU_TRY(why, cudaMemcpyAsync(elements_at(to, done), staging->pieces[at], now * bytes,
-                                        cudaMemcpyHostToDevice, d->stream));
-        } else {
-            cuda_convert(d, staging->pieces[at], w->dtype, elements_at(to, done), now);
-        }
-        CU_TRY(why, cudaEventRecord(staging->crossed[at], d->stream));
+        e = piece_set(d, elements_at(to, done), from + done * bytes, w->dtype, now, why);
     }
-    return d->failed == ERR_OK ? ERR_OK : err_set(why, d->failed, "%s", d->fault.message);
+    return d->failed == ERR_OK ? e : err_set(why, d->failed, "%s", d->fault.message);
 }
 
 static enum err vector_set(struct kern_device *d, float *to, const struct kern_weight *w,
