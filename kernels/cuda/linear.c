@@ -6,11 +6,13 @@
  *
  * For each linear and number of rows one algorithm is chosen and kept: first what the cache file
  * says, else the fastest of the library's suggestions, measured with the weights of all layers in
- * turn (one layer's could stay in the L2 cache). Above CUDA_GRAPH_TOKENS rows only each
- * ROWS_MEASURED-th is measured; sizes between take the next one's. A row's bits then depend on the
- * step's rows alone, never on what the other rows hold. Split-K sums in f32.
+ * turn (one layer's could stay in the L2 cache). With few rows a run lasts some ten microseconds
+ * and suggestions lie close together: the best are measured again, by turns. Above
+ * CUDA_GRAPH_TOKENS rows only each ROWS_MEASURED-th is measured; sizes between take the next one's.
+ * A row's bits then depend on the step's rows alone, never on what the other rows hold. Split-K
+ * sums in f32.
  *
- * Cost of choosing: about a second for an 8B model, nothing with the file. */
+ * Cost of choosing: some two seconds for an 8B model, nothing with the file. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -25,8 +27,13 @@
 
 enum {
     WORKSPACE_BYTES = 64 << 20,
-    CANDIDATES = 12, /* suggestions that are measured */
-    RUNS = 3,        /* of each, after one to warm up */
+    CANDIDATES = 12,     /* suggestions that are measured */
+    CANDIDATES_FEW = 32, /* likewise of few rows, where the library's own order says less */
+    FEW_ROWS = 64,
+    RUNS = 3,         /* of each, after one to warm up */
+    FINALISTS = 4,    /* the fastest, measured again */
+    FINAL_ROUNDS = 4, /* so often, and the least time counts */
+    FINAL_ROWS = 256, /* up to here: longer runs are measured well enough once */
     ROWS_MEASURED = 1024,
     ALGO_WORDS = sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t),
     PATH_BYTES = 4096,
@@ -313,6 +320,36 @@ static float measure(struct kern_device *d, enum cuda_linear which, struct produ
     return ms;
 }
 
+/* A suggestion, and the least time that it took; negative: it does not run. */
+struct candidate {
+    const cublasLtMatmulAlgo_t *algo;
+    float ms;
+};
+
+/* The fastest first, those that do not run last. */
+static void candidates_sort(struct candidate *all, uint32_t count) {
+    for (uint32_t i = 1; i < count; i++) {
+        struct candidate one = all[i];
+        uint32_t at = i;
+        for (; at > 0 && one.ms >= 0 && (all[at - 1].ms < 0 || one.ms < all[at - 1].ms); at--) {
+            all[at] = all[at - 1];
+        }
+        all[at] = one;
+    }
+}
+
+/* Measures the fastest again, by turns, so that what disturbs one round disturbs all. */
+static void finals(struct kern_device *d, enum cuda_linear which, struct product *p,
+                   struct candidate *all, uint32_t count) {
+    for (uint32_t round = 0; round < FINAL_ROUNDS; round++) {
+        for (uint32_t i = 0; i < count && i < FINALISTS && all[i].ms >= 0; i++) {
+            float ms = measure(d, which, p, all[i].algo);
+            all[i].ms = ms >= 0 && ms < all[i].ms ? ms : all[i].ms;
+        }
+    }
+    candidates_sort(all, count < FINALISTS ? count : FINALISTS);
+}
+
 static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t rows,
                        struct err_text *why) {
     struct cuda_linears *l = d->linears;
@@ -322,23 +359,26 @@ static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t r
     }
     struct product p = product_of(d, which, rows);
     LT_TRY(why, product_layouts(d, which, &p));
-    cublasLtMatmulHeuristicResult_t found[CANDIDATES];
+    cublasLtMatmulHeuristicResult_t found[CANDIDATES_FEW];
+    struct candidate all[CANDIDATES_FEW] = {{0}};
     int count = 0;
-    LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y,
-                                               l->preference, CANDIDATES, found, &count));
-    float best = -1;
+    LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(
+                    l->handle, l->desc, &p.w, &p.x, &p.y, &p.y, l->preference,
+                    rows <= FEW_ROWS ? CANDIDATES_FEW : CANDIDATES, found, &count));
     for (int i = 0; i < count; i++) {
-        float ms =
+        all[i].algo = &found[i].algo;
+        all[i].ms =
             found[i].state == CUBLAS_STATUS_SUCCESS ? measure(d, which, &p, &found[i].algo) : -1;
-        if (ms >= 0 && (best < 0 || ms < best)) {
-            best = ms;
-            c->algo = found[i].algo;
-        }
     }
-    if (best < 0) {
+    candidates_sort(all, (uint32_t)count);
+    if (count == 0 || all[0].ms < 0) {
         return err_set(why, ERR_DEVICE, "cuBLASLt has no algorithm for [%u × %u] × %u rows", p.out,
                        p.in, rows);
     }
+    if (rows <= FINAL_ROWS) {
+        finals(d, which, &p, all, (uint32_t)count);
+    }
+    c->algo = *all[0].algo;
     c->made = true;
     cache_write(d, which, &p, c);
     return ERR_OK;
