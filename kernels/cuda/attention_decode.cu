@@ -17,7 +17,7 @@
  * so that neither kind of access meets bank conflicts.
  *
  * A row in one split goes straight to `out`. Else each warp leaves its sums in the scratch, and the
- * one that arrives last at the unit's counter adds all splits in their order: who is last changes
+ * one that arrives last at the unit's counter adds all splits in a fixed order: who is last changes
  * no bit. The counter wraps to zero for the next layer.
  *
  * Bytes: 2 × head_dim × 2 a position, key-value head and 8 query heads, each read once; FLOP: 4 ×
@@ -35,6 +35,7 @@ enum { WARP = 32, THREADS = CUDA_DECODE_WARPS * WARP, TILE = CUDA_DECODE_TILE };
 static constexpr uint32_t ALL = 0xffffffffu;
 static constexpr int STAGE_ROOM = 24576; /* bytes of a warp; all of a block's are 48 KB */
 static constexpr int STAGES_MOST = 8;
+static constexpr int DEEP = 4; /* partials whose loads are on their way together */
 
 struct decode_args {
     const struct cuda_meta *meta;
@@ -304,33 +305,65 @@ static __device__ __forceinline__ void partial_store(const struct sums<HEAD_DIM>
     }
 }
 
-/* The sum of `count` partials, `stride` float4 apart, in their order. */
+/* The sum of `count` partials, `stride` float4 apart. With one or two pairs of heads, the lanes
+ * whose pairs do not exist take splits too: of four lanes side by side, `ways` groups of `width` go
+ * through every `ways`-th split each, then their sums are added. The order depends on count and
+ * shape alone. One round of loads for the maxima, one for each DEEP splits of a lane. */
 template <int HEAD_DIM>
 static __device__ __forceinline__ void partials_add(struct sums<HEAD_DIM> *o, const float4 *from,
                                                     uint64_t stride, uint32_t count,
                                                     uint32_t pairs) {
-    uint32_t lane = threadIdx.x % WARP, row = lane / 4, pair = min(lane % 4, pairs - 1);
+    const uint32_t lane = threadIdx.x % WARP, row = lane / 4;
+    const uint32_t width = pairs <= 2 ? pairs : 4, ways = 4 / width;
+    const uint32_t pair = min(lane % width, pairs - 1), way = lane % 4 / width;
     const float4 *ends = from + HEAD_DIM / 2 * pairs + pair;
     sums_clear<HEAD_DIM>(o);
-#pragma unroll 8
-    for (uint32_t s = 0; s < count; s++) {
+#pragma unroll 4
+    for (uint32_t s = row * ways + way; s < count; s += 8 * ways) {
         float4 end = __ldcg(ends + s * stride);
         o->most[0] = fmaxf(o->most[0], end.x);
         o->most[1] = fmaxf(o->most[1], end.z);
     }
-#pragma unroll 4
-    for (uint32_t s = 0; s < count; s++) { /* loads of four splits at a time */
-        float4 end = __ldcg(ends + s * stride);
-        float by[2] = {exp2f(end.x - o->most[0]), exp2f(end.z - o->most[1])};
-        o->sum[0] += end.y * by[0];
-        o->sum[1] += end.w * by[1];
+    for (uint32_t offset = width; offset < WARP; offset *= 2) {
+        o->most[0] = fmaxf(o->most[0], __shfl_xor_sync(ALL, o->most[0], offset));
+        o->most[1] = fmaxf(o->most[1], __shfl_xor_sync(ALL, o->most[1], offset));
+    }
+    for (uint32_t first = way; first < count; first += DEEP * ways) {
+        float4 end[DEEP], v[DEEP][HEAD_DIM / 16];
+#pragma unroll
+        for (int k = 0; k < DEEP; k++) { /* behind the last: that one again, for nothing */
+            const uint64_t at = min(first + k * ways, count - 1) * stride;
+            end[k] = __ldcg(ends + at);
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM / 16; i++) {
+                v[k][i] = __ldcg(from + at + (8 * i + row) * pairs + pair);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < DEEP; k++) {
+            const bool is = first + k * ways < count;
+            const float by[2] = {is ? exp2f(end[k].x - o->most[0]) : 0,
+                                 is ? exp2f(end[k].z - o->most[1]) : 0};
+            o->sum[0] += end[k].y * by[0];
+            o->sum[1] += end[k].w * by[1];
+#pragma unroll
+            for (int i = 0; i < HEAD_DIM / 16; i++) {
+                o->out[i][0] += v[k][i].x * by[0];
+                o->out[i][1] += v[k][i].y * by[1];
+                o->out[i][2] += v[k][i].z * by[0];
+                o->out[i][3] += v[k][i].w * by[1];
+            }
+        }
+    }
+    for (uint32_t offset = width; offset < 4; offset *= 2) {
+        o->sum[0] += __shfl_xor_sync(ALL, o->sum[0], offset);
+        o->sum[1] += __shfl_xor_sync(ALL, o->sum[1], offset);
 #pragma unroll
         for (int i = 0; i < HEAD_DIM / 16; i++) {
-            float4 v = __ldcg(from + s * stride + (8 * i + row) * pairs + pair);
-            o->out[i][0] += v.x * by[0];
-            o->out[i][1] += v.y * by[1];
-            o->out[i][2] += v.z * by[0];
-            o->out[i][3] += v.w * by[1];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                o->out[i][j] += __shfl_xor_sync(ALL, o->out[i][j], offset);
+            }
         }
     }
 }
