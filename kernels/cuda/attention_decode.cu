@@ -117,8 +117,8 @@ static __device__ __forceinline__ void cursor_open(struct cursor<T> *c, const st
 }
 
 /* Copies K and V of the cursor's tile to `stage`; zeros for tokens outside begin .. end - 1, whose
- * pages are not looked up. */
-template <typename T, int HEAD_DIM>
+ * pages are not looked up. AHEAD: only into the second-level cache. */
+template <typename T, int HEAD_DIM, bool AHEAD = false>
 static __device__ __forceinline__ void tile_copy(const struct cursor<T> &c,
                                                  const struct decode_args &a, uint32_t stage) {
     using shape = tile<HEAD_DIM>;
@@ -135,8 +135,24 @@ static __device__ __forceinline__ void tile_copy(const struct cursor<T> &c,
         const T *from = c.keys + __shfl_sync(ALL, page, token) * a.page_elems +
                         in_page * token_elems + chunk * 8;
         uint32_t to = stage + shape::permuted(token, chunk);
-        copy_async_16(to, from, valid);
-        copy_async_16(to + shape::BYTES, from + values, valid);
+        if (!AHEAD) {
+            copy_async_16(to, from, valid);
+            copy_async_16(to + shape::BYTES, from + values, valid);
+        } else if (valid) {
+            prefetch_l2(from);
+            prefetch_l2(from + values);
+        }
+    }
+}
+
+/* The first tiles' K and V on their way into the second-level cache, before the kernel in front has
+ * ended: nothing is read, so it does not matter that it may be writing the newest token's. */
+template <typename T, int HEAD_DIM>
+static __device__ __forceinline__ void tiles_announce(struct cursor<T> c,
+                                                      const struct decode_args &a) {
+    using shape = tile<HEAD_DIM>;
+    for (int i = 0; i < shape::STAGES - 1 && c.end > c.tile; i++, c.tile += TILE) {
+        tile_copy<T, HEAD_DIM, true>(c, a, 0);
     }
 }
 
@@ -408,10 +424,14 @@ static __global__ void __launch_bounds__(THREADS, CUDA_DECODE_BLOCKS)
 
     struct cursor<T> c = {};
     c.index = warp * gridDim.x + blockIdx.x;
+    if (c.index < total) {
+        cursor_open<T>(&c, a, items, plane, HEAD_DIM);
+        tiles_announce<T, HEAD_DIM>(c, a);
+    }
+    launch_wait(); /* q, and the newest token's K and V; `out`, scratch and counters are free */
     if (c.index >= total) {
         return;
     }
-    cursor_open<T>(&c, a, items, plane, HEAD_DIM);
     auto copy_next =
         [&](uint32_t stage) { /* an empty group where nothing is left */
                               if (c.index < total) {
@@ -511,6 +531,5 @@ extern "C" void cuda_attention_decode(struct kern_device *d, uint32_t layer) {
     a.page_shift = static_cast<uint32_t>(__builtin_ctz(d->limits.page_tokens));
     a.scale = static_cast<float>(M_LOG2E / sqrt(static_cast<double>(s->head_dim)));
     unsigned blocks = static_cast<unsigned>(d->sm_count) * CUDA_DECODE_BLOCKS;
-    decode_kernel_of(d)<<<blocks, THREADS, 0, d->stream>>>(a);
-    CUDA_LAUNCHED(d, "attention_decode");
+    cuda_launch_early(d, "attention_decode", decode_kernel_of(d), dim3(blocks), THREADS, a);
 }

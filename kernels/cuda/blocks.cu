@@ -31,6 +31,7 @@ static __global__ void __launch_bounds__(THREADS)
     embed_kernel(struct embed_view v, const T *__restrict__ embed, T *__restrict__ x) {
     uint32_t row = blockIdx.x;
     uint4 *to = reinterpret_cast<uint4 *>(x + (uint64_t)row * v.hidden);
+    launch_next(); /* itself it is launched behind the upload, when all before has ended */
     if (row >= v.meta->token_count) {
         for (uint32_t i = threadIdx.x; i < v.hidden / EIGHT; i += THREADS) {
             to[i] = make_uint4(0, 0, 0, 0);
@@ -77,68 +78,105 @@ extern "C" void cuda_embed_rows(struct kern_device *d) {
 
 /* ---- norms -------------------------------------------------------------------------------- */
 
-/* Rows up to this stay in registers between the sum and the product; longer ones are read twice. */
-enum { KEPT = 2, KEPT_COLUMNS = KEPT * THREADS * EIGHT };
+/* Columns up to these stay in registers between the sum and the product, all of a thread's loads on
+ * their way together; others are read twice. */
+enum { KEPT = 3 };
+
+struct norm_factors {
+    float4 low, high;
+};
+
+static __device__ __forceinline__ struct norm_factors norm_factors_of(const float *__restrict__ w,
+                                                                      uint32_t eight) {
+    const float4 *from = reinterpret_cast<const float4 *>(w);
+    return {from[2 * eight], from[2 * eight + 1]};
+}
+
+template <typename T> static __device__ __forceinline__ float norm_square(uint4 bits, float sum) {
+    float v[EIGHT];
+    eight_floats<T>(bits, v);
+#pragma unroll
+    for (int e = 0; e < EIGHT; e++) {
+        sum += v[e] * v[e];
+    }
+    return sum;
+}
 
 template <typename T>
-static __device__ void norm_row(const T *__restrict__ x, const float *__restrict__ w,
-                                T *__restrict__ out, uint32_t hidden, float eps) {
+static __device__ __forceinline__ uint4 norm_eight(uint4 bits, float scale,
+                                                   const struct norm_factors &f) {
+    const float factor[EIGHT] = {f.low.x,  f.low.y,  f.low.z,  f.low.w,
+                                 f.high.x, f.high.y, f.high.z, f.high.w};
+    float v[EIGHT];
+    eight_floats<T>(bits, v);
+#pragma unroll
+    for (int e = 0; e < EIGHT; e++) {
+        v[e] = v[e] * scale * factor[e];
+    }
+    return eight_bits<T>(v);
+}
+
+/* Only the weights are read before the kernel in front has ended. */
+template <typename T>
+static __device__ void norm_row(const T *x, const float *__restrict__ w, T *out, uint32_t hidden,
+                                float eps) {
     __shared__ float room[WARPS];
     const uint4 *from = reinterpret_cast<const uint4 *>(x);
+    uint4 *to = reinterpret_cast<uint4 *>(out);
     const uint32_t eights = hidden / EIGHT;
+    struct norm_factors factors[KEPT];
     uint4 kept[KEPT];
     float sum = 0;
-    for (uint32_t i = threadIdx.x, k = 0; i < eights; i += THREADS, k++) {
-        uint4 bits = from[i];
-        if (k == 0) {
-            kept[0] = bits;
-        } else if (k == 1) {
-            kept[1] = bits;
-        }
-        float v[EIGHT];
-        eight_floats<T>(bits, v);
 #pragma unroll
-        for (int e = 0; e < EIGHT; e++) {
-            sum += v[e] * v[e];
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t i = threadIdx.x + k * THREADS;
+        factors[k] = norm_factors_of(w, i < eights ? i : 0);
+    }
+    launch_wait();
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t i = threadIdx.x + k * THREADS;
+        kept[k] = i < eights ? __ldcg(from + i) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        sum = norm_square<T>(kept[k], sum);
+    }
+    for (uint32_t i = threadIdx.x + KEPT * THREADS; i < eights; i += THREADS) {
+        sum = norm_square<T>(__ldcg(from + i), sum);
+    }
+    const float scale = rsqrtf(block_sum<THREADS>(sum, room) / (float)hidden + eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+        const uint32_t i = threadIdx.x + k * THREADS;
+        if (i < eights) {
+            to[i] = norm_eight<T>(kept[k], scale, factors[k]);
         }
     }
-    float scale = rsqrtf(block_sum<THREADS>(sum, room) / (float)hidden + eps);
-    const float4 *weights = reinterpret_cast<const float4 *>(w);
-    for (uint32_t i = threadIdx.x, k = 0; i < eights; i += THREADS, k++) {
-        uint4 bits = k == 0 ? kept[0] : k == 1 ? kept[1] : from[i];
-        float v[EIGHT];
-        eight_floats<T>(bits, v);
-        float4 low = weights[2 * i], high = weights[2 * i + 1];
-        const float factor[EIGHT] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-        for (int e = 0; e < EIGHT; e++) {
-            v[e] = v[e] * scale * factor[e];
-        }
-        reinterpret_cast<uint4 *>(out)[i] = eight_bits<T>(v);
+    for (uint32_t i = threadIdx.x + KEPT * THREADS; i < eights; i += THREADS) {
+        to[i] = norm_eight<T>(__ldcg(from + i), scale, norm_factors_of(w, i));
     }
 }
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    norm_kernel(const T *__restrict__ x, const float *__restrict__ w, T *__restrict__ out,
-                uint32_t hidden, float eps) {
+    norm_kernel(const T *x, const float *__restrict__ w, T *out, uint32_t hidden, float eps) {
     uint64_t at = (uint64_t)blockIdx.x * hidden;
     norm_row<T>(x + at, w, out + at, hidden, eps);
 }
 
 extern "C" void cuda_norm_rows(struct kern_device *d, const float *w) {
     CUDA_WITH_ELEM(d, T,
-                   norm_kernel<T><<<d->rows, THREADS, 0, d->stream>>>(
-                       static_cast<const T *>(d->x), w, static_cast<T *>(d->normed),
-                       d->shape.hidden, d->shape.norm_eps));
-    CUDA_LAUNCHED(d, "norm");
+                   cuda_launch_early(d, "norm", norm_kernel<T>, dim3(d->rows), THREADS,
+                                     static_cast<const T *>(d->x), w, static_cast<T *>(d->normed),
+                                     d->shape.hidden, d->shape.norm_eps));
 }
 
 /* The final norm of the rows that are sampled; zeros behind them. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    head_kernel(const struct cuda_meta *meta, const T *__restrict__ x, const float *__restrict__ w,
-                T *__restrict__ out, uint32_t hidden, float eps) {
+    head_kernel(const struct cuda_meta *meta, const T *x, const float *__restrict__ w, T *out,
+                uint32_t hidden, float eps) {
     uint32_t row = blockIdx.x;
     T *to = out + (uint64_t)row * hidden;
     if (row < meta->sample_count) {
@@ -181,8 +219,9 @@ static __device__ T *keys_at(const struct qkv_view &v, struct cuda_token token, 
 /* A warp is a head of a row: bias, norm, rope, then back into q's place or into the token's page. A
  * lane holds two pairs that rope turns: elements 2 lane, +1 of both halves. */
 template <typename T, int HEAD_DIM>
-static __global__ void __launch_bounds__(THREADS)
-    qkv_kernel(struct qkv_view v, T *__restrict__ qkv) {
+static __global__ void __launch_bounds__(THREADS) qkv_kernel(struct qkv_view v, T *qkv) {
+    launch_next(); /* attention, for its lists */
+    launch_wait();
     constexpr int HALF = HEAD_DIM / 2;
     uint32_t row = blockIdx.x, lane = threadIdx.x % WARP;
     uint32_t head = blockIdx.y * WARPS + threadIdx.x / WARP;
@@ -238,19 +277,19 @@ template <typename T> static void qkv_launch(struct kern_device *d, const struct
     T *qkv = static_cast<T *>(d->qkv);
     switch (d->shape.head_dim) {
     case 32:
-        qkv_kernel<T, 32><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        cuda_launch_early(d, "qkv", qkv_kernel<T, 32>, grid, THREADS, v, qkv);
         break;
     case 64:
-        qkv_kernel<T, 64><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        cuda_launch_early(d, "qkv", qkv_kernel<T, 64>, grid, THREADS, v, qkv);
         break;
     case 80:
-        qkv_kernel<T, 80><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        cuda_launch_early(d, "qkv", qkv_kernel<T, 80>, grid, THREADS, v, qkv);
         break;
     case 96:
-        qkv_kernel<T, 96><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        cuda_launch_early(d, "qkv", qkv_kernel<T, 96>, grid, THREADS, v, qkv);
         break;
     default: /* device.c takes no other */
-        qkv_kernel<T, 128><<<grid, THREADS, 0, d->stream>>>(v, qkv);
+        cuda_launch_early(d, "qkv", qkv_kernel<T, 128>, grid, THREADS, v, qkv);
         break;
     }
 }
@@ -271,18 +310,17 @@ extern "C" void cuda_qkv_rows(struct kern_device *d, uint32_t layer) {
                                .page_tokens = d->limits.page_tokens,
                                .qkv_cols = d->qkv_cols};
     CUDA_WITH_ELEM(d, T, qkv_launch<T>(d, v));
-    CUDA_LAUNCHED(d, "qkv");
 }
 
 /* ---- activation --------------------------------------------------------------------------- */
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    act_kernel(const T *__restrict__ gate_up, T *__restrict__ act, uint32_t rows,
-               uint32_t intermediate) {
+    act_kernel(const T *gate_up, T *act, uint32_t rows, uint32_t intermediate) {
     const uint32_t eights = intermediate / EIGHT;
     const uint64_t all = (uint64_t)rows * eights, stride = (uint64_t)gridDim.x * THREADS;
     const uint4 *from = reinterpret_cast<const uint4 *>(gate_up);
+    launch_wait();
     for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < all; i += stride) {
         uint64_t row = i / eights, column = i - row * eights;
         float gate[EIGHT], up[EIGHT];
@@ -301,9 +339,19 @@ extern "C" void cuda_act_rows(struct kern_device *d) {
     uint64_t blocks = (items + THREADS - 1) / THREADS;
     uint64_t most = (uint64_t)d->sm_count * ACT_BLOCKS_A_SM;
     CUDA_WITH_ELEM(d, T,
-                   act_kernel<T>
-                   <<<(unsigned)(blocks < most ? blocks : most), THREADS, 0, d->stream>>>(
-                       static_cast<const T *>(d->gate_up), static_cast<T *>(d->act), d->rows,
-                       d->shape.intermediate));
-    CUDA_LAUNCHED(d, "act");
+                   cuda_launch_early(d, "act", act_kernel<T>,
+                                     dim3((unsigned)(blocks < most ? blocks : most)), THREADS,
+                                     static_cast<const T *>(d->gate_up), static_cast<T *>(d->act),
+                                     d->rows, d->shape.intermediate));
+}
+
+/* ---- launches ----------------------------------------------------------------------------- */
+
+extern "C" bool cuda_code_waits(void) {
+    struct cudaFuncAttributes attributes;
+    if (cudaFuncGetAttributes(&attributes, act_kernel<__half>) != cudaSuccess) {
+        (void)cudaGetLastError(); /* the first launch will say why */
+        return false;
+    }
+    return attributes.ptxVersion >= 90; /* made from older PTX, launch_wait() would be empty */
 }

@@ -24,6 +24,56 @@
 /* After a launch. */
 #define CUDA_LAUNCHED(d, name) cuda_note(d, cudaGetLastError(), name)
 
+/* ---- kernels that start before the one in front ends ---------------------------------------- */
+
+/* Launches so that the kernel may start as soon as every block of the one in front on the stream
+ * has called launch_next() or ended; elsewhere than on sm_90 an ordinary launch. In a graph it is a
+ * programmatic edge. Such a kernel
+ *
+ * - calls launch_wait() in every thread, before a thread returns and before it touches anything
+ *   that kernels of the same step write, or writes anything that they read. Behind it all kernels
+ *   in front have ended and what they wrote is there: for that each kernel launched so must have
+ *   waited for its own predecessor. Others, the library's above all, wait for everything anyway.
+ *
+ * - before that only reads weights, tables and what the step's metadata hold from the upload on
+ *   (all but the tokens' ids, which embed() writes).
+ *
+ * - declares no pointer to what others write __restrict__: the compiler might read through it
+ *   before launch_wait(). */
+template <class... P, class... A>
+static void cuda_launch_early(struct kern_device *d, const char *name, void (*kernel)(P...),
+                              dim3 grid, unsigned threads, A... arguments) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.stream = d->stream;
+    config.attrs = &early;
+    config.numAttrs = d->launches_early ? 1 : 0;
+    cuda_note(d, cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
+/* Until the kernels in front have ended and what they wrote can be read. */
+static __device__ __forceinline__ void launch_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The kernel behind may start, for what it does before its launch_wait(). */
+static __device__ __forceinline__ void launch_next() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* Fetches the 32 bytes round `p` into the second-level cache, some time. */
+static __device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 template <typename T> struct elem_pair;
 template <> struct elem_pair<__half> { using type = __half2; };
 template <> struct elem_pair<__nv_bfloat16> { using type = __nv_bfloat162; };
@@ -85,7 +135,7 @@ static __device__ __forceinline__ float warp_sum(float v) {
 }
 
 /* Of all threads of the block; `room` is shared, one float a warp. Every thread gets the sum, added
- * in a fixed order. Ends with a barrier before `room` may be used again. */
+ * in a fixed order. `room` may be used again behind another barrier. */
 template <int THREADS> static __device__ __forceinline__ float block_sum(float v, float *room) {
     v = warp_sum(v);
     if (THREADS == 32) {
@@ -100,7 +150,6 @@ template <int THREADS> static __device__ __forceinline__ float block_sum(float v
     for (int i = 0; i < THREADS / 32; i++) {
         sum += room[i];
     }
-    __syncthreads();
     return sum;
 }
 

@@ -147,6 +147,7 @@ struct kern_device {
     enum kern_dtype elem; /* KERN_F16 or KERN_BF16 */
     int sm_count;         /* multiprocessors */
     int capability;       /* 80, 90, … */
+    bool launches_early;  /* kernels may start before the one in front ends; common.cuh */
     cudaStream_t stream;  /* the steps */
     cudaStream_t loads;   /* adapter images → pages */
 
@@ -305,6 +306,8 @@ void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, c
 
 /* ---- blocks.cu: embedding, norms, rope, activation ---------------------------------------- */
 
+/* Whether the kernels' code is that of sm_90, which knows how to wait for the kernel in front. */
+bool cuda_code_waits(void);
 void cuda_embed_rows(struct kern_device *d); /* tokens → x; ids, history, cos_sin */
 void cuda_norm_rows(struct kern_device *d, const float *w); /* x → normed */
 void cuda_qkv_rows(struct kern_device *d, uint32_t layer);  /* bias, norms, rope; K, V into pages */

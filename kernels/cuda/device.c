@@ -156,6 +156,7 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
                              "the GPU has compute capability %d.%d; %d.%d is the least", major,
                              minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
     }
+    d->launches_early = major == 9 && cuda_code_waits();
     int low = 0, high = 0;
     CU_TRY(why, cudaDeviceGetStreamPriorityRange(&low, &high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
