@@ -16,6 +16,9 @@
  * other columns are zero queries and never stored. 16-byte chunks of the tile's rows are permuted
  * so that neither kind of access meets bank conflicts.
  *
+ * Where few warps have a unit, the others fetch some of the next product's weights into the
+ * second-level cache (struct cuda_ahead).
+ *
  * A row in one split goes straight to `out`. Else each warp leaves its sums in the scratch, and the
  * one that arrives last at the unit's counter adds all splits in a fixed order: who is last changes
  * no bit. The counter wraps to zero for the next layer.
@@ -35,6 +38,8 @@ enum { WARP = 32, THREADS = CUDA_DECODE_WARPS * WARP, TILE = CUDA_DECODE_TILE };
 static constexpr uint32_t ALL = 0xffffffffu;
 static constexpr int STAGE_ROOM = 24576; /* bytes of a warp; all of a block's are 48 KB */
 static constexpr int STAGES_MOST = 8;
+static constexpr uint32_t BUSY_SHARE = 4; /* a quarter of the warps at most, for others to fetch */
+static constexpr uint64_t AHEAD_BYTES = 2 * CUDA_AHEAD_BYTES;
 static constexpr int DEEP = 4; /* partials whose loads are on their way together */
 
 struct decode_args {
@@ -50,6 +55,7 @@ struct decode_args {
     uint32_t units, partial; /* cuda_decode_units(), cuda_decode_partial() */
     uint32_t page_shift;     /* page_tokens = 1 << page_shift */
     float scale;             /* log2(e) / √head_dim */
+    struct cuda_ahead ahead; /* of the product that comes next */
 };
 
 /* ---- shapes of a tile --------------------------------------------------------------------- */
@@ -427,6 +433,9 @@ static __global__ void __launch_bounds__(THREADS, CUDA_DECODE_BLOCKS)
     if (c.index < total) {
         cursor_open<T>(&c, a, items, plane, HEAD_DIM);
         tiles_announce<T, HEAD_DIM>(c, a);
+    } else if (total <= stride / BUSY_SHARE) { /* K and V leave most of the memory's rate */
+        ahead_fetch(a.ahead, (c.index - total) * WARP + threadIdx.x % WARP,
+                    (stride - total) * WARP);
     }
     launch_wait(); /* q, and the newest token's K and V; `out`, scratch and counters are free */
     if (c.index >= total) {
@@ -530,6 +539,7 @@ extern "C" void cuda_attention_decode(struct kern_device *d, uint32_t layer) {
     a.partial = cuda_decode_partial(s->heads, s->kv_heads, s->head_dim);
     a.page_shift = static_cast<uint32_t>(__builtin_ctz(d->limits.page_tokens));
     a.scale = static_cast<float>(M_LOG2E / sqrt(static_cast<double>(s->head_dim)));
+    a.ahead = cuda_linear_ahead(d, CUDA_O, layer, AHEAD_BYTES);
     unsigned blocks = static_cast<unsigned>(d->sm_count) * CUDA_DECODE_BLOCKS;
     cuda_launch_early(d, "attention_decode", decode_kernel_of(d), dim3(blocks), THREADS, a);
 }

@@ -160,16 +160,30 @@ static __device__ void norm_row(const T *x, const float *__restrict__ w, T *out,
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    norm_kernel(const T *x, const float *__restrict__ w, T *out, uint32_t hidden, float eps) {
+    norm_kernel(const T *x, const float *__restrict__ w, T *out, uint32_t hidden, float eps,
+                uint32_t rows, struct cuda_ahead ahead) {
+    if (blockIdx.x >= rows) { /* before the others' wait, which is enough for those behind */
+        ahead_fetch(ahead, (blockIdx.x - rows) * THREADS + threadIdx.x,
+                    (gridDim.x - rows) * THREADS);
+        return;
+    }
     uint64_t at = (uint64_t)blockIdx.x * hidden;
     norm_row<T>(x + at, w, out + at, hidden, eps);
 }
 
-extern "C" void cuda_norm_rows(struct kern_device *d, const float *w) {
+/* Blocks that only fetch, behind those that work: one a multiprocessor. */
+static unsigned ahead_blocks(const struct kern_device *d, const struct cuda_ahead &ahead) {
+    return ahead.rows > 0 ? static_cast<unsigned>(d->sm_count) : 0;
+}
+
+extern "C" void cuda_norm_rows(struct kern_device *d, const float *w, enum cuda_linear next,
+                               uint32_t layer) {
+    const struct cuda_ahead ahead = cuda_linear_ahead(d, next, layer, CUDA_AHEAD_BYTES);
+    const dim3 grid(d->rows + ahead_blocks(d, ahead));
     CUDA_WITH_ELEM(d, T,
-                   cuda_launch_early(d, "norm", norm_kernel<T>, dim3(d->rows), THREADS,
+                   cuda_launch_early(d, "norm", norm_kernel<T>, grid, THREADS,
                                      static_cast<const T *>(d->x), w, static_cast<T *>(d->normed),
-                                     d->shape.hidden, d->shape.norm_eps));
+                                     d->shape.hidden, d->shape.norm_eps, d->rows, ahead));
 }
 
 /* The final norm of the rows that are sampled; zeros behind them. */
@@ -316,9 +330,15 @@ extern "C" void cuda_qkv_rows(struct kern_device *d, uint32_t layer) {
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    act_kernel(const T *gate_up, T *act, uint32_t rows, uint32_t intermediate) {
+    act_kernel(const T *gate_up, T *act, uint32_t rows, uint32_t intermediate, uint32_t blocks,
+               struct cuda_ahead ahead) {
+    if (blockIdx.x >= blocks) { /* as in norm_kernel() */
+        ahead_fetch(ahead, (blockIdx.x - blocks) * THREADS + threadIdx.x,
+                    (gridDim.x - blocks) * THREADS);
+        return;
+    }
     const uint32_t eights = intermediate / EIGHT;
-    const uint64_t all = (uint64_t)rows * eights, stride = (uint64_t)gridDim.x * THREADS;
+    const uint64_t all = (uint64_t)rows * eights, stride = (uint64_t)blocks * THREADS;
     const uint4 *from = reinterpret_cast<const uint4 *>(gate_up);
     launch_wait();
     for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < all; i += stride) {
@@ -334,15 +354,17 @@ static __global__ void __launch_bounds__(THREADS)
     }
 }
 
-extern "C" void cuda_act_rows(struct kern_device *d) {
+extern "C" void cuda_act_rows(struct kern_device *d, uint32_t layer) {
+    const struct cuda_ahead ahead = cuda_linear_ahead(d, CUDA_DOWN, layer, CUDA_AHEAD_BYTES);
     uint64_t items = (uint64_t)d->rows * (d->shape.intermediate / EIGHT);
-    uint64_t blocks = (items + THREADS - 1) / THREADS;
+    uint64_t needed = (items + THREADS - 1) / THREADS;
     uint64_t most = (uint64_t)d->sm_count * ACT_BLOCKS_A_SM;
+    const unsigned blocks = (unsigned)(needed < most ? needed : most);
     CUDA_WITH_ELEM(d, T,
-                   cuda_launch_early(d, "act", act_kernel<T>,
-                                     dim3((unsigned)(blocks < most ? blocks : most)), THREADS,
-                                     static_cast<const T *>(d->gate_up), static_cast<T *>(d->act),
-                                     d->rows, d->shape.intermediate));
+                   cuda_launch_early(d, "act", act_kernel<T>, dim3(blocks + ahead_blocks(d, ahead)),
+                                     THREADS, static_cast<const T *>(d->gate_up),
+                                     static_cast<T *>(d->act), d->rows, d->shape.intermediate,
+                                     blocks, ahead));
 }
 
 /* ---- launches ----------------------------------------------------------------------------- */

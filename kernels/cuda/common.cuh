@@ -74,6 +74,19 @@ static __device__ __forceinline__ void prefetch_l2(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+/* Thread `index` of `count` fetches its share; neighbours fetch neighbouring sectors. */
+static __device__ __forceinline__ void ahead_fetch(const struct cuda_ahead &a, uint32_t index,
+                                                   uint32_t count) {
+    const uint32_t row_log2 = a.pieces_log2 + a.sectors_log2;
+    const uint32_t apart = (a.row_bytes >> a.pieces_log2) & ~127u; /* from piece to piece */
+    const char *base = static_cast<const char *>(a.at);
+    for (uint32_t i = index; i < a.rows << row_log2; i += count) {
+        const uint32_t sector = i & ((1u << a.sectors_log2) - 1);
+        const uint32_t piece = i >> a.sectors_log2 & ((1u << a.pieces_log2) - 1);
+        prefetch_l2(base + (uint64_t)(i >> row_log2) * a.row_bytes + piece * apart + sector * 32);
+    }
+}
+
 template <typename T> struct elem_pair;
 template <> struct elem_pair<__half> { using type = __half2; };
 template <> struct elem_pair<__nv_bfloat16> { using type = __nv_bfloat162; };

@@ -31,10 +31,12 @@ extern "C" {
 enum {
     CUDA_UNREAD_MAX = 2, /* steps begun and not read */
     CUDA_TIMED_STEPS = CUDA_UNREAD_MAX + 1,
-    CUDA_ALIGN = 256,          /* of everything that is carved from one allocation */
-    CUDA_GRAPH_TOKENS = 1024,  /* a step of more tokens is launched eagerly */
-    CUDA_MIXED_TOKENS = 512,   /* likewise one with prefill chunks */
-    CUDA_NO_PAGE = UINT32_MAX, /* in page tables: none was set */
+    CUDA_ALIGN = 256,           /* of everything that is carved from one allocation */
+    CUDA_GRAPH_TOKENS = 1024,   /* a step of more tokens is launched eagerly */
+    CUDA_MIXED_TOKENS = 512,    /* likewise one with prefill chunks */
+    CUDA_NO_PAGE = UINT32_MAX,  /* in page tables: none was set */
+    CUDA_AHEAD_ROWS = 64,       /* up to here linears wait for memory alone */
+    CUDA_AHEAD_BYTES = 8 << 20, /* what memory brings in the time of a small kernel */
 };
 
 #define CU_TRY(why, call)                            \
@@ -304,14 +306,28 @@ enum err cuda_linears_choose(struct kern_device *d, struct err_text *why);
 void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, const void *x,
                  void *y);
 
+/* A share of a linear's weights that kernels in front of it fetch into the second-level cache,
+ * where these leave the memory idle: of each row of W, at `pieces` places evenly apart, so that a
+ * product that is split along its rows finds some at each start. */
+struct cuda_ahead {
+    const void *at;
+    uint32_t rows, row_bytes;           /* rows 0: nothing */
+    uint32_t pieces_log2, sectors_log2; /* of a row; of a piece, in 32 bytes */
+};
+/* What kernels in front of linear `which` of `layer` fetch: `bytes` at most; nothing where kernels
+ * do not start early, whose caches may be small, nor for more than CUDA_AHEAD_ROWS rows. */
+struct cuda_ahead cuda_linear_ahead(const struct kern_device *d, enum cuda_linear which,
+                                    uint32_t layer, uint64_t bytes);
+
 /* ---- blocks.cu: embedding, norms, rope, activation ---------------------------------------- */
 
 /* Whether the kernels' code is that of sm_90, which knows how to wait for the kernel in front. */
 bool cuda_code_waits(void);
 void cuda_embed_rows(struct kern_device *d); /* tokens → x; ids, history, cos_sin */
-void cuda_norm_rows(struct kern_device *d, const float *w); /* x → normed */
-void cuda_qkv_rows(struct kern_device *d, uint32_t layer);  /* bias, norms, rope; K, V into pages */
-void cuda_act_rows(struct kern_device *d);                  /* silu(gate) · up → act */
+/* x → normed, in front of linear `next` of `layer` */
+void cuda_norm_rows(struct kern_device *d, const float *w, enum cuda_linear next, uint32_t layer);
+void cuda_qkv_rows(struct kern_device *d, uint32_t layer); /* bias, norms, rope; K, V into pages */
+void cuda_act_rows(struct kern_device *d, uint32_t layer); /* silu(gate) · up → act */
 void cuda_head_rows(struct kern_device *d); /* x of the sampling rows, normed → head_in */
 
 /* ---- attention_*.cu: qkv and pages → attended --------------------------------------------- */

@@ -314,7 +314,7 @@ static void device_embed(struct kern_device *d) {
         if (d->lora_rows) {
             cuda_lora_embed(d);
         }
-        cuda_norm_rows(d, d->layers[0].input_norm);
+        cuda_norm_rows(d, d->layers[0].input_norm, CUDA_QKV, 0);
     }
 }
 
@@ -353,7 +353,7 @@ static void add_linear(struct kern_device *d, uint32_t layer, enum cuda_linear w
 static void device_attn_out(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
         add_linear(d, layer, CUDA_O, d->layers[layer].o, d->attended);
-        cuda_norm_rows(d, d->layers[layer].post_norm);
+        cuda_norm_rows(d, d->layers[layer].post_norm, CUDA_GATE_UP, layer);
     }
 }
 
@@ -364,7 +364,7 @@ static void device_gate_up(struct kern_device *d, uint32_t layer) {
             cuda_lora_shrink(d, layer, CUDA_GROUP_GATE_UP, d->normed);
             cuda_lora_expand(d, layer, CUDA_GROUP_GATE_UP, d->gate_up);
         }
-        cuda_act_rows(d);
+        cuda_act_rows(d, layer);
     }
 }
 
@@ -372,7 +372,7 @@ static void device_down(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
         add_linear(d, layer, CUDA_DOWN, d->layers[layer].down, d->act);
         if (layer + 1 < d->shape.layers) { /* the head norms the rows that it needs */
-            cuda_norm_rows(d, d->layers[layer + 1].input_norm);
+            cuda_norm_rows(d, d->layers[layer + 1].input_norm, CUDA_QKV, layer + 1);
         }
     }
 }

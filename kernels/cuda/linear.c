@@ -465,3 +465,36 @@ void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, c
         d->failed = lt_fail(&d->fault, status, "cublasLtMatmul");
     }
 }
+
+/* ---- what is fetched ahead ---------------------------------------------------------------- */
+
+enum {
+    SECTOR_BYTES = 32,
+    PIECES_LOG2_MAX = 3,
+    PIECE_SECTORS_LOG2_MIN = 3, /* a shorter piece is no stage of a product */
+    PIECE_SECTORS_LOG2_MAX = 6,
+};
+
+struct cuda_ahead cuda_linear_ahead(const struct kern_device *d, enum cuda_linear which,
+                                    uint32_t layer, uint64_t bytes) {
+    struct product p = product_of(d, which, d->rows);
+    struct cuda_ahead a = {.at = weight_of(d, which, layer), .row_bytes = p.in * 2};
+    uint64_t share = bytes / p.out; /* of a row */
+    share = share < a.row_bytes ? share : a.row_bytes;
+    a.sectors_log2 = PIECE_SECTORS_LOG2_MIN;
+    while (a.pieces_log2 < PIECES_LOG2_MAX &&
+           (uint64_t)(SECTOR_BYTES << a.sectors_log2) << (a.pieces_log2 + 1) <= share) {
+        a.pieces_log2++;
+    }
+    while (a.sectors_log2 < PIECE_SECTORS_LOG2_MAX &&
+           (uint64_t)(SECTOR_BYTES << (a.sectors_log2 + 1)) << a.pieces_log2 <= share) {
+        a.sectors_log2++;
+    }
+    const uint64_t taken = (uint64_t)(SECTOR_BYTES << a.sectors_log2) << a.pieces_log2;
+    if (!d->launches_early || d->rows > CUDA_AHEAD_ROWS || taken > a.row_bytes) {
+        return (struct cuda_ahead){0};
+    }
+    /* A share of less than a piece: of as many rows as there is room for. */
+    a.rows = bytes / taken < p.out ? (uint32_t)(bytes / taken) : p.out;
+    return a;
+}
