@@ -4,8 +4,31 @@
 # No find_package(CUDAToolkit): the one of CMake before 3.31 fails on CUDA 13, and we need two
 # libraries, which stand where the compiler looks by itself.
 set(LORRY_CUDA AUTO CACHE STRING "the CUDA device: AUTO (if nvcc is found), ON or OFF")
-set(LORRY_CUDA_ARCHITECTURES 90a-real CACHE STRING "GPUs to build for, as CUDA_ARCHITECTURES has it")
 set(LORRY_CUDA_FOUND OFF)
+
+# What this machine has, and without a GPU the kind that our figures are of.
+if(NOT DEFINED LORRY_CUDA_ARCHITECTURES)
+  set(architectures)
+  execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+    OUTPUT_VARIABLE capabilities RESULT_VARIABLE result ERROR_QUIET)
+  if(result EQUAL 0)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
+    list(REMOVE_DUPLICATES capabilities)
+    foreach(capability IN LISTS capabilities)
+      if(capability VERSION_EQUAL 9.0)
+        list(APPEND architectures 90a-real)
+      elseif(capability VERSION_GREATER_EQUAL 8.0)
+        string(REPLACE "." "" capability ${capability})
+        list(APPEND architectures ${capability}-real)
+      endif()
+    endforeach()
+  endif()
+  if(NOT architectures)
+    set(architectures 90a-real)
+  endif()
+endif()
+set(LORRY_CUDA_ARCHITECTURES "${architectures}" CACHE STRING
+  "GPUs to build for, as CUDA_ARCHITECTURES has it")
 
 # Says why there is no CUDA; an error when it was asked for.
 function(lorry_cuda_absent why)

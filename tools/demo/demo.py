@@ -128,6 +128,10 @@ class Worker:
         except (urllib.error.URLError, OSError):
             return False
 
+    def device(self):
+        """Where the model runs: "cpu" or "cuda"."""
+        return re.search(r" ready model=.* device=(\w+)", "\n".join(self.lines())).group(1)
+
     def wait_ready(self):
         deadline = time.monotonic() + READY_SECONDS_MAX
         while not self.ready():
@@ -221,7 +225,7 @@ class Demo:
         self.worker = Worker(self.config, self.scratch / "lorryd.log")
         self.stack.callback(self.worker.kill)
         self.worker.wait_ready()
-        self.done("lorryd", f"{Path(model).name}, 4 adapters", since)
+        self.done("lorryd", f"{Path(model).name} on {self.worker.device()}", since)
         self.setup_seconds = time.monotonic() - begin
 
     def run(self):

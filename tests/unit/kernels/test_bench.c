@@ -3,7 +3,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -141,8 +145,38 @@ static void test_find(void **state) {
     assert_ptr_equal(kern_find("auto", &why), cuda != NULL ? cuda : kern_cpu());
 }
 
+/* In a process that sees no GPU, whatever the machine has: CUDA reads the variable once. */
+static int find_blind(void) {
+    struct err_text why = {0};
+    if (setenv("CUDA_VISIBLE_DEVICES", "", 1) != 0 || kern_find("cuda", &why) != NULL ||
+        kern_find("auto", NULL) != kern_cpu()) {
+        return 1;
+    }
+#ifdef LORRY_CUDA
+    static const char said[] = "no GPU answers: ";
+#else
+    static const char said[] = "this build has no CUDA device";
+#endif
+    return strcmp(why.field, "device.kind") != 0 ||
+           strncmp(why.message, said, sizeof said - 1) != 0;
+}
+
+static void test_find_without_a_gpu(void **state) {
+    (void)state;
+    (void)fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(find_blind());
+    }
+    int status = 0;
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_find_without_a_gpu), /* first: before this process asks CUDA */
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_device_has_them),
         cmocka_unit_test(test_peaks),
