@@ -86,7 +86,8 @@ struct norm_factors {
     float4 low, high;
 };
 
-static __device__ __forceinline__ struct norm_factors norm_factors_of(const float *__restrict__ w,
+/* No __restrict__: ptxas moves loads of what cannot change behind launch_wait(). */
+static __device__ __forceinline__ struct norm_factors norm_factors_of(const float *w,
                                                                       uint32_t eight) {
     const float4 *from = reinterpret_cast<const float4 *>(w);
     return {from[2 * eight], from[2 * eight + 1]};
@@ -118,8 +119,7 @@ static __device__ __forceinline__ uint4 norm_eight(uint4 bits, float scale,
 
 /* Only the weights are read before the kernel in front has ended. */
 template <typename T>
-static __device__ void norm_row(const T *x, const float *__restrict__ w, T *out, uint32_t hidden,
-                                float eps) {
+static __device__ void norm_row(const T *x, const float *w, T *out, uint32_t hidden, float eps) {
     __shared__ float room[WARPS];
     const uint4 *from = reinterpret_cast<const uint4 *>(x);
     uint4 *to = reinterpret_cast<uint4 *>(out);
@@ -160,8 +160,8 @@ static __device__ void norm_row(const T *x, const float *__restrict__ w, T *out,
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    norm_kernel(const T *x, const float *__restrict__ w, T *out, uint32_t hidden, float eps,
-                uint32_t rows, struct cuda_ahead ahead) {
+    norm_kernel(const T *x, const float *w, T *out, uint32_t hidden, float eps, uint32_t rows,
+                struct cuda_ahead ahead) {
     if (blockIdx.x >= rows) { /* before the others' wait, which is enough for those behind */
         ahead_fetch(ahead, (blockIdx.x - rows) * THREADS + threadIdx.x,
                     (gridDim.x - rows) * THREADS);
@@ -189,8 +189,8 @@ extern "C" void cuda_norm_rows(struct kern_device *d, const float *w, enum cuda_
 /* The final norm of the rows that are sampled; zeros behind them. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-    head_kernel(const struct cuda_meta *meta, const T *x, const float *__restrict__ w, T *out,
-                uint32_t hidden, float eps) {
+    head_kernel(const struct cuda_meta *meta, const T *x, const float *w, T *out, uint32_t hidden,
+                float eps) {
     uint32_t row = blockIdx.x;
     T *to = out + (uint64_t)row * hidden;
     if (row < meta->sample_count) {
@@ -235,17 +235,24 @@ static __device__ T *keys_at(const struct qkv_view &v, struct cuda_token token, 
 template <typename T, int HEAD_DIM>
 static __global__ void __launch_bounds__(THREADS) qkv_kernel(struct qkv_view v, T *qkv) {
     launch_next(); /* attention, for its lists */
-    launch_wait();
     constexpr int HALF = HEAD_DIM / 2;
     uint32_t row = blockIdx.x, lane = threadIdx.x % WARP;
     uint32_t head = blockIdx.y * WARPS + threadIdx.x / WARP;
-    if (row >= v.meta->token_count || head >= v.heads + 2 * v.kv_heads) {
-        return;
-    }
+    const bool real = row < v.meta->token_count && head < v.heads + 2 * v.kv_heads;
     const bool is_q = head < v.heads, is_v = head >= v.heads + v.kv_heads;
     const bool active = 2 * lane < HALF;
     const uint32_t low = 2 * lane, high = low + HALF;
     T *place = qkv + (uint64_t)row * v.qkv_cols + (uint64_t)head * HEAD_DIM;
+    T *to = place;
+    if (real && !is_q) { /* found while the product ends */
+        uint32_t kv_head = is_v ? head - v.heads - v.kv_heads : head - v.heads;
+        to = keys_at<T>(v, v.meta->tokens[row], v.kv_heads * HEAD_DIM) +
+             (uint64_t)kv_head * HEAD_DIM + (is_v ? v.page_elems / 2 : 0);
+    }
+    launch_wait();
+    if (!real) {
+        return;
+    }
     float2 a = make_float2(0, 0), b = a;
     if (active) {
         a = pair_floats<T>(*reinterpret_cast<const uint32_t *>(place + low));
@@ -274,12 +281,6 @@ static __global__ void __launch_bounds__(THREADS) qkv_kernel(struct qkv_view v, 
         float2 turned = make_float2(a.x * first.x - b.x * first.y, a.y * second.x - b.y * second.y);
         b = make_float2(b.x * first.x + a.x * first.y, b.y * second.x + a.y * second.y);
         a = turned;
-    }
-    T *to = place;
-    if (!is_q) {
-        uint32_t kv_head = is_v ? head - v.heads - v.kv_heads : head - v.heads;
-        to = keys_at<T>(v, v.meta->tokens[row], v.kv_heads * HEAD_DIM) +
-             (uint64_t)kv_head * HEAD_DIM + (is_v ? v.page_elems / 2 : 0);
     }
     *reinterpret_cast<uint32_t *>(to + low) = pair_bits<T>(a.x, a.y);
     *reinterpret_cast<uint32_t *>(to + high) = pair_bits<T>(b.x, b.y);
