@@ -371,8 +371,8 @@ struct kern_ops {
 };
 
 const struct kern_ops *kern_cpu(void);
-/* Where the build has LORRY_CUDA. _present: a GPU that this build's kernels run on answers; false:
- * why names what is missing. */
+/* Where the build has LORRY_CUDA. _present: a GPU answers whose compute capability the kernels
+ * know; whether this build has code for it is known at open. false: why names what is missing. */
 const struct kern_ops *kern_cuda(void);
 bool kern_cuda_present(struct err_text *why);
 /* "cpu", "cuda", or "auto": CUDA where this build has it and a GPU answers, else the CPU. NULL with

@@ -38,6 +38,15 @@ static enum err shape_check(const struct kern_shape *s, struct err_text *why) {
     return ERR_OK;
 }
 
+/* Of the first GPU, 10 × major + minor; 0: it does not say. Makes no context on it. */
+static int capability_of_gpu(void) {
+    int major = 0, minor = 0;
+    bool told =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) == cudaSuccess;
+    return told ? major * 10 + minor : 0;
+}
+
 bool kern_cuda_present(struct err_text *why) {
     int count = 0;
     cudaError_t result = cudaGetDeviceCount(&count);
@@ -45,6 +54,14 @@ bool kern_cuda_present(struct err_text *why) {
         (void)cudaGetLastError();
         (void)err_set(why, ERR_BAD_CONFIG, "no GPU answers: %s",
                       result == cudaSuccess ? "none is there" : cudaGetErrorString(result));
+        return false;
+    }
+    int capability = capability_of_gpu();
+    if (capability < CAPABILITY_MIN) {
+        (void)cudaGetLastError();
+        (void)err_set(why, ERR_BAD_CONFIG,
+                      "the GPU has compute capability %d.%d; %d.%d is the least", capability / 10,
+                      capability % 10, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
         return false;
     }
     return true;
@@ -143,20 +160,12 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
     if (!kern_cuda_present(&absent)) {
         return err_set(why, ERR_DEVICE, "%s", absent.message);
     }
-    int major = 0, minor = 0;
+    d->capability = capability_of_gpu();
     /* The loop runs one step ahead: a wait may sleep. */
     CU_TRY(why, cudaSetDeviceFlags(cudaDeviceScheduleBlockingSync));
     CU_TRY(why, cudaSetDevice(0));
-    CU_TRY(why, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-    CU_TRY(why, cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
     CU_TRY(why, cudaDeviceGetAttribute(&d->sm_count, cudaDevAttrMultiProcessorCount, 0));
-    d->capability = major * 10 + minor;
-    if (d->capability < CAPABILITY_MIN) {
-        return err_set_field(why, ERR_BAD_CONFIG, "device.kind",
-                             "the GPU has compute capability %d.%d; %d.%d is the least", major,
-                             minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
-    }
-    d->launches_early = major == 9 && cuda_code_waits();
+    d->launches_early = d->capability / 10 == 9 && cuda_code_waits();
     int low = 0, high = 0;
     CU_TRY(why, cudaDeviceGetStreamPriorityRange(&low, &high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
