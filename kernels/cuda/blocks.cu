@@ -9,7 +9,7 @@
  * A row is one block's (norm), one warp's a head (qkv) or spread over threads (act); sums are added
  * in an order that depends on the shape alone. Tolerance against the CPU's: one rounding of the
  * element type, and f32's of the sums. */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/qkv.cuh"
 
 enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, EIGHT = 8, ACT_BLOCKS_A_SM = 16 };
 
@@ -212,78 +212,21 @@ extern "C" void cuda_head_rows(struct kern_device *d) {
 
 /* ---- q, k, v ------------------------------------------------------------------------------ */
 
-struct qkv_view {
-    struct cuda_meta *meta;
-    struct cuda_tables tables;
-    const float *cos_sin, *bias, *q_norm, *k_norm; /* NULL: none */
-    uint64_t page_elems;
-    float eps;
-    uint32_t layer, heads, kv_heads, page_tokens, qkv_cols;
-};
-
-/* Where token `token` keeps its K in the layer's plane; V lies page_elems / 2 behind. */
-template <typename T>
-static __device__ T *keys_at(const struct qkv_view &v, struct cuda_token token, uint32_t kv_cols) {
-    uint64_t list = (uint64_t)token.slot * v.tables.slot_page_row;
-    uint64_t page = v.tables.slot_pages[list + token.position / v.page_tokens];
-    return static_cast<T *>(v.meta->planes) + v.layer * v.meta->plane_elems + page * v.page_elems +
-           (uint64_t)(token.position % v.page_tokens) * kv_cols;
-}
-
-/* A warp is a head of a row: bias, norm, rope, then back into q's place or into the token's page. A
- * lane holds two pairs that rope turns: elements 2 lane, +1 of both halves. */
+/* A warp is a head of a row. */
 template <typename T, int HEAD_DIM>
 static __global__ void __launch_bounds__(THREADS) qkv_kernel(struct qkv_view v, T *qkv) {
     launch_next(); /* attention, for its lists */
-    constexpr int HALF = HEAD_DIM / 2;
-    uint32_t row = blockIdx.x, lane = threadIdx.x % WARP;
-    uint32_t head = blockIdx.y * WARPS + threadIdx.x / WARP;
+    uint32_t row = blockIdx.x, head = blockIdx.y * WARPS + threadIdx.x / WARP;
     const bool real = row < v.meta->token_count && head < v.heads + 2 * v.kv_heads;
-    const bool is_q = head < v.heads, is_v = head >= v.heads + v.kv_heads;
-    const bool active = 2 * lane < HALF;
-    const uint32_t low = 2 * lane, high = low + HALF;
     T *place = qkv + (uint64_t)row * v.qkv_cols + (uint64_t)head * HEAD_DIM;
-    T *to = place;
-    if (real && !is_q) { /* found while the product ends */
-        uint32_t kv_head = is_v ? head - v.heads - v.kv_heads : head - v.heads;
-        to = keys_at<T>(v, v.meta->tokens[row], v.kv_heads * HEAD_DIM) +
-             (uint64_t)kv_head * HEAD_DIM + (is_v ? v.page_elems / 2 : 0);
-    }
+    T *to = real ? qkv_target<T, HEAD_DIM>(v, row, head, place) : place; /* as the product ends */
     launch_wait();
     if (!real) {
         return;
     }
-    float2 a = make_float2(0, 0), b = a;
-    if (active) {
-        a = pair_floats<T>(*reinterpret_cast<const uint32_t *>(place + low));
-        b = pair_floats<T>(*reinterpret_cast<const uint32_t *>(place + high));
-        if (v.bias != nullptr) {
-            const float *bias = v.bias + (uint64_t)head * HEAD_DIM;
-            a = make_float2(a.x + bias[low], a.y + bias[low + 1]);
-            b = make_float2(b.x + bias[high], b.y + bias[high + 1]);
-        }
-    }
-    const float *norm = is_v ? nullptr : is_q ? v.q_norm : v.k_norm;
-    if (norm != nullptr) {
-        float sum = warp_sum(a.x * a.x + a.y * a.y + b.x * b.x + b.y * b.y);
-        float scale = rsqrtf(sum / HEAD_DIM + v.eps);
-        if (active) {
-            a = make_float2(a.x * scale * norm[low], a.y * scale * norm[low + 1]);
-            b = make_float2(b.x * scale * norm[high], b.y * scale * norm[high + 1]);
-        }
-    }
-    if (!active) {
-        return;
-    }
-    if (!is_v) {
-        const float2 *angles = reinterpret_cast<const float2 *>(v.cos_sin) + (uint64_t)row * HALF;
-        float2 first = angles[low], second = angles[low + 1];
-        float2 turned = make_float2(a.x * first.x - b.x * first.y, a.y * second.x - b.y * second.y);
-        b = make_float2(b.x * first.x + a.x * first.y, b.y * second.x + a.y * second.y);
-        a = turned;
-    }
-    *reinterpret_cast<uint32_t *>(to + low) = pair_bits<T>(a.x, a.y);
-    *reinterpret_cast<uint32_t *>(to + high) = pair_bits<T>(b.x, b.y);
+    uint2 words = qkv_load<HEAD_DIM>(place);
+    struct qkv_pairs pairs = {pair_floats<T>(words.x), pair_floats<T>(words.y)};
+    qkv_head<T, HEAD_DIM>(v, row, head, pairs, to);
 }
 
 template <typename T> static void qkv_launch(struct kern_device *d, const struct qkv_view &v) {
@@ -310,20 +253,7 @@ template <typename T> static void qkv_launch(struct kern_device *d, const struct
 }
 
 extern "C" void cuda_qkv_rows(struct kern_device *d, uint32_t layer) {
-    const struct cuda_layer *l = &d->layers[layer];
-    const struct qkv_view v = {.meta = d->meta,
-                               .tables = d->tables,
-                               .cos_sin = d->cos_sin,
-                               .bias = l->qkv_bias,
-                               .q_norm = l->q_norm,
-                               .k_norm = l->k_norm,
-                               .page_elems = d->page_elems,
-                               .eps = d->shape.norm_eps,
-                               .layer = layer,
-                               .heads = d->shape.heads,
-                               .kv_heads = d->shape.kv_heads,
-                               .page_tokens = d->limits.page_tokens,
-                               .qkv_cols = d->qkv_cols};
+    const struct qkv_view v = qkv_view_of(d, layer);
     CUDA_WITH_ELEM(d, T, qkv_launch<T>(d, v));
 }
 
@@ -349,7 +279,7 @@ static __global__ void __launch_bounds__(THREADS)
         eight_floats<T>(from[row * 2 * eights + eights + column], up);
 #pragma unroll
         for (int e = 0; e < EIGHT; e++) {
-            up[e] *= gate[e] / (1.0f + __expf(-gate[e]));
+            up[e] *= silu(gate[e]);
         }
         reinterpret_cast<uint4 *>(act)[i] = eight_bits<T>(up);
     }

@@ -139,6 +139,10 @@ template <typename T> static __device__ __forceinline__ uint4 eight_bits(const f
                       pair_bits<T>(in[4], in[5]), pair_bits<T>(in[6], in[7]));
 }
 
+static __device__ __forceinline__ float silu(float v) {
+    return v / (1.0f + __expf(-v));
+}
+
 static __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {

@@ -366,6 +366,11 @@ void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group gro
 /* y [rows][y_row] += scale · (v Bᵀ + bias), after that group's shrink; projection p's columns begin
  * where the group's buffer has them: qkv, x, gate_up, x. */
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y);
+/* In steps with LoRA these stand for expand() and cuda_qkv_rows(), cuda_act_rows(): they read qkv
+ * or gate_up, add LoRA's part in f32 and go on without rounding in between. gate_up stays as it is.
+ */
+void cuda_lora_qkv_rows(struct kern_device *d, uint32_t layer);
+void cuda_lora_act_rows(struct kern_device *d, uint32_t layer);
 void cuda_lora_embed(struct kern_device *d); /* x += scale · B A[:, token] */
 void cuda_lora_head(struct kern_device *d);  /* logits += …, of head_in */
 

@@ -333,9 +333,10 @@ static void device_qkv(struct kern_device *d, uint32_t layer) {
         cuda_linear(d, CUDA_QKV, d->layers[layer].qkv, d->normed, d->qkv);
         if (d->lora_rows) {
             cuda_lora_shrink(d, layer, CUDA_GROUP_QKV, d->normed);
-            cuda_lora_expand(d, layer, CUDA_GROUP_QKV, d->qkv);
+            cuda_lora_qkv_rows(d, layer);
+        } else {
+            cuda_qkv_rows(d, layer);
         }
-        cuda_qkv_rows(d, layer);
     }
 }
 
@@ -371,9 +372,10 @@ static void device_gate_up(struct kern_device *d, uint32_t layer) {
         cuda_linear(d, CUDA_GATE_UP, d->layers[layer].gate_up, d->normed, d->gate_up);
         if (d->lora_rows) {
             cuda_lora_shrink(d, layer, CUDA_GROUP_GATE_UP, d->normed);
-            cuda_lora_expand(d, layer, CUDA_GROUP_GATE_UP, d->gate_up);
+            cuda_lora_act_rows(d, layer);
+        } else {
+            cuda_act_rows(d, layer);
         }
-        cuda_act_rows(d, layer);
     }
 }
 

@@ -1,9 +1,11 @@
 /* lora.cu - which matrices and rows LoRA's kernels work on: the four groups of a layer, the
- * embedding and the head. The kernels are in lora_shrink.cu and lora_expand.cu.
+ * embedding and the head. The kernels are in lora_shrink.cu, lora_expand.cu, lora_act.cu and
+ * lora_qkv.cu.
  *
  * y += scale · ((x Aᵀ) Bᵀ + bias): shrink makes v = x Aᵀ of all projections that share x, expand
- * the rest. All shapes of a launch depend on the bucket only: which rows belong to which adapter is
- * in the metadata, ranks and places are in the tables. */
+ * the rest; for q, k, v and for gate, up the kernel that reads y next does expand's work, so that
+ * no pass over these activations is LoRA's alone. All shapes of a launch depend on the bucket only:
+ * which rows belong to which adapter is in the metadata, ranks and places are in the tables. */
 #include "kernels/cuda/lora.cuh"
 
 /* Rows of a piece: few enough that a step of some rows has work for all multiprocessors, and many
@@ -102,6 +104,18 @@ void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group gro
     struct lora_call c = group_call(d, layer, group);
     c.y = y;
     lora_expand_launch(d, &c, cut_of(d), false);
+}
+
+void cuda_lora_qkv_rows(struct kern_device *d, uint32_t layer) {
+    struct lora_call c = group_call(d, layer, CUDA_GROUP_QKV);
+    c.y = d->qkv;
+    lora_qkv_launch(d, &c, cut_of(d));
+}
+
+void cuda_lora_act_rows(struct kern_device *d, uint32_t layer) {
+    struct lora_call c = group_call(d, layer, CUDA_GROUP_GATE_UP);
+    c.y = d->gate_up;
+    lora_act_launch(d, &c, cut_of(d));
 }
 
 void cuda_lora_embed(struct kern_device *d) {

@@ -17,6 +17,7 @@ enum {
     LORA_ITEM_TURNS = 3,     /* items of expand that a block of threads should get, at least */
     LORA_ITEM_STEPS_MAX = 8, /* column tiles that a warp takes in one of them, at most */
     LORA_OUTER_STEPS_MAX = 64,
+    LORA_ACT_TURNS = 8,
 };
 #define LORA_OUTER UINT32_MAX /* as a layer: the second list */
 
@@ -46,6 +47,10 @@ void lora_gather_launch(struct kern_device *d, const struct lora_call *c);
 /* y += scale · ((Σ splits) Bᵀ + bias); y is f32 where `logits`. */
 void lora_expand_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut,
                         bool logits);
+/* The same of gate and up, c->y, and then act = silu(gate) · up; c->y stays. */
+void lora_act_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
+/* The same of q, k and v, c->y, and then what cuda_qkv_rows() does. */
+void lora_qkv_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 
 /* ---- where things lie --------------------------------------------------------------------- */
 
@@ -163,8 +168,9 @@ static __device__ __forceinline__ float *lora_v(const struct lora_call &c, uint3
     return c.v + at * KERN_RANK_MAX;
 }
 
-/* ---- loads of adapters: read once by a block, so they stay out of the first-level cache ------ */
+/* ---- loads of adapters -------------------------------------------------------------------- */
 
+/* Read once by a block, so they stay out of the first-level cache. */
 static __device__ __forceinline__ uint4 lora_load_16(const void *p) {
     uint4 v;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -182,6 +188,25 @@ static __device__ __forceinline__ uint2 lora_load_8(const void *p) {
 static __device__ __forceinline__ uint32_t lora_load_4(const void *p) {
     uint32_t v;
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+/* Read again by the block that reads them. Volatile as those above: hoisted, they would spill. */
+static __device__ __forceinline__ uint4 lora_load_again_16(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint2 lora_load_again_8(const void *p) {
+    uint2 v;
+    asm volatile("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t lora_load_again_4(const void *p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
 

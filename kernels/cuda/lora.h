@@ -18,9 +18,11 @@ struct cuda_lora_piece {
     uint32_t row, rows;
 };
 
+/* Behind the adapters' pieces come those of the base rows and of padding, adapter KERN_BASE, for
+ * kernels that do more than add LoRA. */
 struct cuda_lora_list {
-    const struct cuda_lora_piece *pieces; /* [count] */
-    uint32_t count;
+    const struct cuda_lora_piece *pieces; /* [all] */
+    uint32_t count, all;
 };
 
 /* Filled by cuda_lora_plan(); pointers are device addresses. */

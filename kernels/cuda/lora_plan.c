@@ -7,7 +7,7 @@
 
 enum { BLOCK_ALIGN = 16 }; /* of cuda_block_take() */
 
-/* Most pieces of `rows` rows: each segment may end with a short one. */
+/* Most pieces of `rows` rows: each segment, and each gap between two, may end with a short one. */
 static uint64_t pieces_max(uint64_t rows, uint32_t cut) {
     return rows + rows / cuda_lora_cut_rows(cut);
 }
@@ -32,7 +32,7 @@ uint64_t cuda_lora_meta_bytes(const struct kern_device *d) {
     CHECK(list_elems_max(d) <= UINT32_MAX);
     uint64_t pieces = pieces_max(d->limits.step_samples, CUDA_LORA_16);
     for (uint32_t cut = 0; cut < CUDA_LORA_CUTS; cut++) {
-        pieces += pieces_max(d->limits.step_tokens, cut);
+        pieces += pieces_max(cuda_rows(d->limits.step_tokens), cut);
     }
     return pieces * sizeof(struct cuda_lora_piece) + (CUDA_LORA_CUTS + UINT64_C(1)) * BLOCK_ALIGN;
 }
@@ -57,6 +57,18 @@ static uint32_t cut_tokens(const struct kern_step *step, uint32_t cut,
         const struct kern_segment *segment = &step->segments[s];
         count += cut_rows(out == NULL ? NULL : out + count, cut, segment->adapter,
                           segment->token_begin, segment->token_count);
+    }
+    return count;
+}
+
+/* The rows between segments, and behind them up to the last of the bucket. */
+static uint32_t cut_base(const struct kern_step *step, uint32_t cut, struct cuda_lora_piece *out) {
+    uint32_t count = 0, row = 0;
+    for (uint32_t s = 0; s <= step->segment_count; s++) {
+        bool last = s == step->segment_count;
+        uint32_t end = last ? cuda_rows(step->token_count) : step->segments[s].token_begin;
+        count += cut_rows(out == NULL ? NULL : out + count, cut, KERN_BASE, row, end - row);
+        row = last ? end : end + step->segments[s].token_count;
     }
     return count;
 }
@@ -91,14 +103,17 @@ static void list_fill(struct cuda_block *b, struct cuda_lora_list *list,
                       const struct kern_step *step, uint32_t cut) {
     bool samples = cut == CUDA_LORA_CUTS;
     list->count = samples ? cut_samples(step, NULL) : cut_tokens(step, cut, NULL);
+    list->all = list->count;
     list->pieces = NULL;
     if (list->count != 0) {
-        struct cuda_lora_piece *pieces = cuda_block_take(b, list->count * sizeof *pieces);
+        list->all += samples ? 0 : cut_base(step, cut, NULL);
+        struct cuda_lora_piece *pieces = cuda_block_take(b, list->all * sizeof *pieces);
         list->pieces = cuda_block_device(b, pieces);
         if (samples) {
             cut_samples(step, pieces);
         } else {
             cut_tokens(step, cut, pieces);
+            cut_base(step, cut, pieces + list->count);
         }
     }
 }
