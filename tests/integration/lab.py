@@ -259,6 +259,7 @@ class Story:
         return {
             "model": self.model,
             "adapters": self.adapters,
+            "device.kind": "cpu",  # also where there is a GPU
             "device.threads": 1,
             "pool.bytes": "64M",
             "store.bytes": "128M",

@@ -105,7 +105,8 @@ def test_bad_flags_and_environment(story):
         (["--pool.bytes", "64M", "--store.bytes", "32M"], {}, ["store.bytes"]),
         (["--redis.url", "http://127.0.0.1"], {}, ["redis.url"]),
     ]:
-        base = ["--model", story.model, "--http.port", "0", "--kafka.brokers", story.bootstrap]
+        base = ["--model", story.model, "--http.port", "0", "--device.kind", "cpu",
+                "--kafka.brokers", story.bootstrap]  # fmt: skip
         code, said = run(story.lab, story.folder, [*base, *flags], environment)
         assert code == USAGE, (flags, environment, said)
         assert all(word in said for word in words), said
@@ -114,7 +115,7 @@ def test_bad_flags_and_environment(story):
 def test_configuration_sources_override_each_other(story):
     """flag > environment > file > default."""
     (story.folder / "lorry.yaml").write_text("kafka:\n  brokers: 127.0.0.1:1\n  start_timeout_s: 1\n")
-    base = ["--model", story.model, "--http.port", "0"]
+    base = ["--model", story.model, "--device.kind", "cpu", "--http.port", "0"]
     for flags, environment, winner in [
         ([], {}, "127.0.0.1:1"),
         ([], {"LORRY_KAFKA_BROKERS": "127.0.0.1:2"}, "127.0.0.1:2"),

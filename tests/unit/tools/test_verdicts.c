@@ -75,7 +75,7 @@ static const json_t *entry_of(const json_t *list, const char *adapter) {
 static json_t *lorry_lines(const char *arguments) {
     char command[1024];
     (void)snprintf(command, sizeof command,
-                   "env -u LORRY_CONFIG %s/tools/lorry %s --model " TINY
+                   "env -u LORRY_CONFIG %s/tools/lorry %s --device.kind cpu --model " TINY
                    "/model --adapters root 2>errors </dev/null",
                    LORRY_BINARY_DIR, arguments);
     FILE *p = popen(command, "r");

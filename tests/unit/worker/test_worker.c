@@ -46,6 +46,7 @@ static struct config *configure(const char *const *extra) {
     int argc = 0;
     argv[argc++] = strdup("--model=" TINY "/model");
     argv[argc++] = strdup("--adapters=" TINY "/adapters");
+    argv[argc++] = strdup("--device.kind=cpu"); /* wherever the test runs */
     argv[argc++] = strdup("--pool.bytes=64M");
     for (; *extra != NULL; extra++) {
         argv[argc++] = strdup(*extra);
