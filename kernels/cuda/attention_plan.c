@@ -202,7 +202,10 @@ static void prefill_plan(const struct kern_step *step, struct cuda_block *b,
 
 enum err cuda_attention_open(struct kern_device *d, struct err_text *why) {
     enum err e = cuda_decode_open(d, why);
-    return e != ERR_OK ? e : cuda_prefill_open(d, why);
+    if (e == ERR_OK) {
+        e = cuda_prefill_open(d, why);
+    }
+    return e != ERR_OK ? e : cuda_hopper_open(d, why);
 }
 
 uint64_t cuda_attention_scratch_bytes(const struct kern_device *d) {

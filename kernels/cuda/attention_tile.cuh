@@ -6,17 +6,13 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/attention_job.cuh"
 
 namespace {
 
 enum {
-    KEYS = 64,               /* of a key tile */
-    ELEM_BYTES = 2,          /* f16 and bf16 */
-    PIECE = 16 / ELEM_BYTES, /* elements of a 16-byte piece */
+    KEYS = 64, /* of a key tile */
 };
-
-constexpr float LAG = 8.0f; /* log2 of how far the maximum may fall behind */
 
 /* ---- tiles in shared memory ---------------------------------------------------------------
  *
@@ -65,12 +61,6 @@ template <int D, int MT> struct rows {
     float top[MT][2]; /* what exponents are taken from: the maximum so far, or a little less */
     float sum[MT][2]; /* of this lane's columns */
 };
-
-__device__ __forceinline__ float exp2_fast(float v) {
-    float r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-    return r;
-}
 
 /* score = q Kᵀ */
 template <typename T, int D, int MT>
