@@ -5,12 +5,11 @@
 #include <stdint.h>
 
 enum {
-    CUDA_PREFILL_ROWS = 128,   /* tokens of one prefill item, at most */
-    CUDA_HOPPER_ATTENTION = 0, /* 1: prefill by attention_hopper.cu where it can */
-    CUDA_DECODE_HEADS = 8,     /* query heads of one key-value head that a warp takes at a time */
-    CUDA_DECODE_TILE = 16,     /* tokens of one round of a warp */
-    CUDA_DECODE_WARPS = 2,     /* of a block */
-    CUDA_DECODE_BLOCKS = 4,    /* of a multiprocessor */
+    CUDA_PREFILL_ROWS = 128, /* tokens of one prefill item, at most */
+    CUDA_DECODE_HEADS = 8,   /* query heads of one key-value head that a warp takes at a time */
+    CUDA_DECODE_TILE = 16,   /* tokens of one round of a warp */
+    CUDA_DECODE_WARPS = 2,   /* of a block */
+    CUDA_DECODE_BLOCKS = 4,  /* of a multiprocessor */
 };
 
 /* A split: one row (a chunk of one token) over positions begin .. end - 1 of its slot, all heads.

@@ -536,8 +536,7 @@ extern "C" void cuda_attention_hopper(struct kern_device *d, uint32_t layer) {
 extern "C" enum err cuda_hopper_open(struct kern_device *d, struct err_text *why) {
     constexpr int HOPPER = 90;
     const uint32_t dim = d->shape.head_dim;
-    d->hopper_attention =
-        CUDA_HOPPER_ATTENTION != 0 && d->capability == HOPPER && (dim == 64 || dim == 128);
+    d->hopper_attention = d->capability == HOPPER && (dim == 64 || dim == 128);
     if (!d->hopper_attention) {
         return ERR_OK;
     }
