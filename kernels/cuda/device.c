@@ -152,6 +152,15 @@ static void device_close(struct kern_device *d) {
     if (d->loads != NULL) {
         (void)cudaStreamDestroy(d->loads);
     }
+    if (d->side != NULL) {
+        (void)cudaStreamDestroy(d->side);
+    }
+    if (d->fork != NULL) {
+        (void)cudaEventDestroy(d->fork);
+    }
+    if (d->join != NULL) {
+        (void)cudaEventDestroy(d->join);
+    }
     free(d);
 }
 
@@ -170,6 +179,10 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
     CU_TRY(why, cudaDeviceGetStreamPriorityRange(&low, &high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->loads, cudaStreamNonBlocking, low));
+    /* A product's blocks go first; shrink's take what is left, and its tail. */
+    CU_TRY(why, cudaStreamCreateWithPriority(&d->side, cudaStreamNonBlocking, low));
+    CU_TRY(why, cudaEventCreateWithFlags(&d->fork, cudaEventDisableTiming));
+    CU_TRY(why, cudaEventCreateWithFlags(&d->join, cudaEventDisableTiming));
     return ERR_OK;
 }
 
@@ -327,12 +340,36 @@ static void device_embed(struct kern_device *d) {
     }
 }
 
+/* A layer's product, and beside it, in steps with LoRA, what the adapters' A make of the same
+ * input.
+ */
+static void linear(struct kern_device *d, uint32_t layer, enum cuda_linear which, const void *x,
+                   void *y) {
+    static const enum cuda_group groups[] = {[CUDA_QKV] = CUDA_GROUP_QKV,
+                                             [CUDA_O] = CUDA_GROUP_O,
+                                             [CUDA_GATE_UP] = CUDA_GROUP_GATE_UP,
+                                             [CUDA_DOWN] = CUDA_GROUP_DOWN};
+    const struct cuda_layer *l = &d->layers[layer];
+    const void *w[] = {
+        [CUDA_QKV] = l->qkv, [CUDA_O] = l->o, [CUDA_GATE_UP] = l->gate_up, [CUDA_DOWN] = l->down};
+    if (!d->lora_rows) {
+        cuda_linear(d, which, w[which], x, y);
+        return;
+    }
+    /* What read the scratch last stands in front on d->stream, what reads it next behind. */
+    cuda_note(d, cudaEventRecord(d->fork, d->stream), "cudaEventRecord");
+    cuda_linear(d, which, w[which], x, y);
+    cuda_note(d, cudaStreamWaitEvent(d->side, d->fork, 0), "cudaStreamWaitEvent");
+    cuda_lora_shrink(d, layer, groups[which], x);
+    cuda_note(d, cudaEventRecord(d->join, d->side), "cudaEventRecord");
+    cuda_note(d, cudaStreamWaitEvent(d->stream, d->join, 0), "cudaStreamWaitEvent");
+}
+
 static void device_qkv(struct kern_device *d, uint32_t layer) {
     CHECK(layer < d->shape.layers);
     if (launches(d, CUDA_BODY)) {
-        cuda_linear(d, CUDA_QKV, d->layers[layer].qkv, d->normed, d->qkv);
+        linear(d, layer, CUDA_QKV, d->normed, d->qkv);
         if (d->lora_rows) {
-            cuda_lora_shrink(d, layer, CUDA_GROUP_QKV, d->normed);
             cuda_lora_qkv_rows(d, layer);
         } else {
             cuda_qkv_rows(d, layer);
@@ -350,28 +387,25 @@ static void device_attention(struct kern_device *d, uint32_t layer) {
 }
 
 /* A linear that adds to the residual. */
-static void add_linear(struct kern_device *d, uint32_t layer, enum cuda_linear which, const void *w,
+static void add_linear(struct kern_device *d, uint32_t layer, enum cuda_linear which,
                        const void *x) {
-    enum cuda_group group = which == CUDA_O ? CUDA_GROUP_O : CUDA_GROUP_DOWN;
-    cuda_linear(d, which, w, x, d->x);
+    linear(d, layer, which, x, d->x);
     if (d->lora_rows) {
-        cuda_lora_shrink(d, layer, group, x);
-        cuda_lora_expand(d, layer, group, d->x);
+        cuda_lora_expand(d, layer, which == CUDA_O ? CUDA_GROUP_O : CUDA_GROUP_DOWN, d->x);
     }
 }
 
 static void device_attn_out(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        add_linear(d, layer, CUDA_O, d->layers[layer].o, d->attended);
+        add_linear(d, layer, CUDA_O, d->attended);
         cuda_norm_rows(d, d->layers[layer].post_norm, CUDA_GATE_UP, layer);
     }
 }
 
 static void device_gate_up(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        cuda_linear(d, CUDA_GATE_UP, d->layers[layer].gate_up, d->normed, d->gate_up);
+        linear(d, layer, CUDA_GATE_UP, d->normed, d->gate_up);
         if (d->lora_rows) {
-            cuda_lora_shrink(d, layer, CUDA_GROUP_GATE_UP, d->normed);
             cuda_lora_act_rows(d, layer);
         } else {
             cuda_act_rows(d, layer);
@@ -381,7 +415,7 @@ static void device_gate_up(struct kern_device *d, uint32_t layer) {
 
 static void device_down(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        add_linear(d, layer, CUDA_DOWN, d->layers[layer].down, d->act);
+        add_linear(d, layer, CUDA_DOWN, d->act);
         if (layer + 1 < d->shape.layers) { /* the head norms the rows that it needs */
             cuda_norm_rows(d, d->layers[layer + 1].input_norm, CUDA_QKV, layer + 1);
         }

@@ -8,8 +8,8 @@
  *
  * Work: an item is (piece of ≤ 16, 32 or 64 rows, a range of column tiles). A persistent grid walks
  * the items; warp w takes tiles w, w + 4, … of the range, both of gate and of up, 16 rows after the
- * other: what it reads of gate_up is on its way while B comes and is multiplied. B is read from the
- * first-level cache for all rows but the first 16.
+ * other: what it reads of gate_up is on its way while B comes and the rows in front are multiplied.
+ * B is read from the first-level cache for all rows but the first 16.
  *
  * Bytes: of activations 6 × rows × intermediate, as without LoRA; of B 4 × rank × intermediate a
  * piece. FLOPs: 8 × rows × rank × intermediate, v being in two parts. Against f64: one rounding and
@@ -128,6 +128,50 @@ act_delta_long(const struct lora_call &c, const act_work<T> &w, uint32_t tile, u
     }
 }
 
+/* A tile, for all rows of a piece whose ranks one stage takes, v being there: 16 rows of a span
+ * after the other, gate and up of the next being on their way. A warp. */
+template <typename T, int SUBTILES>
+static __device__ __forceinline__ void act_tile(const struct lora_call &c, const act_work<T> &w,
+                                                uint32_t tile,
+                                                const stage<T, SUBTILES> (&stages)[BOTH]) {
+    const T *at[BOTH][STAGE_BLOCKS];
+    tile_places(c, w.side[GATE], tile, 0, at[GATE]);
+    tile_places(c, w.side[UP], tile, 0, at[UP]);
+    const uint32_t units = (w.side[GATE].rows + 15) / 16 * 2;
+    act_run next;
+    act_load(c, w, tile, 0, 0, next);
+#pragma unroll 1
+    for (uint32_t unit = 0; unit < units; unit++) {
+        const uint32_t row = unit / 2 * 16, span = unit % 2;
+        float sum[BOTH][1][1][4][4] = {};
+        act_run y;
+#pragma unroll
+        for (int i = 0; i < BOTH * HALVES; i++) {
+            y[i / HALVES][i % HALVES] = next[i / HALVES][i % HALVES];
+        }
+        act_load(c, w, tile, (unit + 1) % 2, (unit + 1) / 2 * 16, next); /* zeros behind the last */
+        tile_delta(w.side[GATE], at[GATE], 0, span, row, stages[GATE], sum[GATE]);
+        tile_delta(w.side[UP], at[UP], 0, span, row, stages[UP], sum[UP]);
+        act_store(c, w, tile, span, row, y, sum);
+    }
+}
+
+/* The same where one stage does not take all ranks. All threads of the block. */
+template <typename T, int SUBTILES>
+static __device__ __forceinline__ void act_tile_long(const struct lora_call &c,
+                                                     const act_work<T> &w, uint32_t tile,
+                                                     stage<T, SUBTILES> (&stages)[BOTH]) {
+#pragma unroll 1
+    for (uint32_t unit = 0; unit < (w.side[GATE].rows + 15) / 16 * 2; unit++) {
+        const uint32_t row = unit / 2 * 16, span = unit % 2;
+        float sum[BOTH][1][1][4][4] = {};
+        act_run y;
+        act_delta_long(c, w, tile, span, row, stages, sum);
+        act_load(c, w, tile, span, row, y);
+        act_store(c, w, tile, span, row, y, sum);
+    }
+}
+
 template <typename T, int SUBTILES>
 static __device__ __forceinline__ void
 act_item(const struct lora_call &c, T *act, const struct cuda_lora_piece &piece,
@@ -141,31 +185,14 @@ act_item(const struct lora_call &c, T *act, const struct cuda_lora_piece &piece,
     if (fits && w.rank != 0) {
         act_stage(c, w, 0, stages);
     }
+    const uint32_t end = lora_tiles(c.out[GATE]);
     uint32_t tile = tile_begin + threadIdx.x / 32;
 #pragma unroll 1
     for (uint32_t step = 0; step < steps; step++, tile += LORA_WARPS) {
-        const T *at[BOTH][STAGE_BLOCKS] = {};
-        if (fits) {
-            tile_places(c, w.side[GATE], tile, 0, at[GATE]);
-            tile_places(c, w.side[UP], tile, 0, at[UP]);
-            if (tile >= lora_tiles(c.out[GATE])) {
-                break;
-            }
-        }
-#pragma unroll 1
-        for (uint32_t unit = 0; unit < (piece.rows + 15) / 16 * 2; unit++) {
-            const uint32_t row = unit / 2 * 16, span = unit % 2;
-            float sum[BOTH][1][1][4][4] = {};
-            act_run y;
-            if (fits) {
-                act_load(c, w, tile, span, row, y);
-                tile_delta(w.side[GATE], at[GATE], 0, span, row, stages[GATE], sum[GATE]);
-                tile_delta(w.side[UP], at[UP], 0, span, row, stages[UP], sum[UP]);
-            } else {
-                act_delta_long(c, w, tile, span, row, stages, sum);
-                act_load(c, w, tile, span, row, y);
-            }
-            act_store(c, w, tile, span, row, y, sum);
+        if (!fits) {
+            act_tile_long(c, w, tile, stages);
+        } else if (tile < end) {
+            act_tile(c, w, tile, stages);
         }
     }
 }

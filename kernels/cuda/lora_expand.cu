@@ -55,13 +55,13 @@ y_place(const struct lora_call &c, const struct expand_work &w, uint32_t row, ui
 }
 
 template <typename T, typename Y, int SUBTILES, int SPANS>
-static __device__ __forceinline__ void y_load(const struct lora_call &c,
-                                              const struct expand_work &w, uint32_t tile,
-                                              uint32_t span, y_run<Y> (&y)[SPANS][SUBTILES][2]) {
+static __device__ __forceinline__ void
+y_load(const struct lora_call &c, const struct expand_work &w, uint32_t tile, uint32_t span,
+       uint32_t first_row, y_run<Y> (&y)[SPANS][SUBTILES][2]) {
 #pragma unroll
     for (int i = 0; i < SPANS * SUBTILES * 2; i++) {
         int s = i / (SUBTILES * 2), m = i / 2 % SUBTILES, half = i % 2;
-        uint32_t row = m * 16 + half * 8 + threadIdx.x % 32 / 4;
+        uint32_t row = first_row + m * 16 + half * 8 + threadIdx.x % 32 / 4;
         const uint4 *from = y_place<Y>(c, w, row, span_column(tile, span + s));
 #pragma unroll
         for (int k = 0; k < y_run<Y>::WORDS; k++) {
@@ -73,7 +73,7 @@ static __device__ __forceinline__ void y_load(const struct lora_call &c,
 template <typename T, typename Y, int SUBTILES, int SPANS>
 static __device__ __forceinline__ void
 y_store(const struct lora_call &c, const struct expand_work &w, uint32_t tile, uint32_t span,
-        const float (*sum)[SUBTILES][4][4], y_run<Y> (&y)[SPANS][SUBTILES][2]) {
+        uint32_t first_row, const float (*sum)[SUBTILES][4][4], y_run<Y> (&y)[SPANS][SUBTILES][2]) {
     const uint32_t lane = threadIdx.x % 32;
 #pragma unroll
     for (int s = 0; s < SPANS; s++) {
@@ -83,7 +83,7 @@ y_store(const struct lora_call &c, const struct expand_work &w, uint32_t tile, u
 #pragma unroll
         for (int i = 0; i < SUBTILES * 2; i++) {
             int m = i / 2, half = i % 2;
-            uint32_t row = m * 16 + half * 8 + lane / 4;
+            uint32_t row = first_row + m * 16 + half * 8 + lane / 4;
             float add[8];
 #pragma unroll
             for (int k = 0; k < 8; k++) {
@@ -134,8 +134,34 @@ expand_spans(const struct lora_call &c, const struct expand_work &w, uint32_t ti
 #pragma unroll
         for (int s = 0; s < SPANS; s += AT_ONCE) {
             y_run<Y> y[AT_ONCE][SUBTILES][2]; /* all on their way at once */
-            y_load<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, y);
-            y_store<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, sum + s, y);
+            y_load<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, 0, y);
+            y_store<T, Y, SUBTILES, AT_ONCE>(c, w, tile, span + s, 0, sum + s, y);
+        }
+    }
+}
+
+/* A tile, for all rows of a piece whose ranks one stage takes, v being there: y is on its way while
+ * B comes, and B comes from the first-level cache for all rows but the first 16. A warp. */
+template <typename T, int SUBTILES>
+static __device__ __forceinline__ void expand_tile(const struct lora_call &c,
+                                                   const struct expand_work &w, uint32_t tile,
+                                                   const stage<T, SUBTILES> &stage) {
+    const T *at[STAGE_BLOCKS];
+    tile_places(c, w, tile, 0, at);
+#pragma unroll 1
+    for (uint32_t span = 0; span < 2; span++) {
+        y_run<T> y[SUBTILES][1][1][2]; /* all on their way at once */
+#pragma unroll
+        for (int m = 0; m < SUBTILES; m++) {
+            y_load<T, T, 1, 1>(c, w, tile, span, m * 16, y[m]);
+        }
+#pragma unroll
+        for (int m = 0; m < SUBTILES; m++) {
+            if (m * 16 < w.rows) {
+                float sum[1][1][4][4] = {};
+                tile_delta(w, at, 0, span, m * 16, stage, sum);
+                y_store<T, T, 1, 1>(c, w, tile, span, m * 16, sum, y[m]);
+            }
         }
     }
 }
@@ -161,6 +187,18 @@ expand_item(const struct lora_call &c, const struct cuda_lora_piece &piece, uint
     }
     bool staged = false;
     uint32_t tile = tile_begin + threadIdx.x / 32;
+    if constexpr (SUBTILES > 1) {
+        if (piece.rows > 16 && w.rank <= STAGE_RANKS) {
+            __syncthreads();
+            fill_stage(c, w, 0, stage);
+            __syncthreads();
+            const uint32_t end = lora_tiles(c.out[projection]);
+            for (uint32_t step = 0; step < steps && tile < end; step++, tile += LORA_WARPS) {
+                expand_tile<T, SUBTILES>(c, w, tile, stage);
+            }
+            return;
+        }
+    }
     for (uint32_t step = 0; step < steps; step++, tile += LORA_WARPS) {
         if (SUBTILES > 1 && piece.rows > 16) {
             for (uint32_t span = 0; span < 2; span++) {

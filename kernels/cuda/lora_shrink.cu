@@ -296,25 +296,26 @@ __launch_bounds__(LORA_THREADS,
 }
 
 template <typename T, int MAX_SUBTILES>
-static void launch(struct kern_device *d, const struct lora_call *c) {
+static void launch(struct kern_device *d, const struct lora_call *c, cudaStream_t stream) {
     uint32_t items = c->rows * c->splits * c->shares;
     uint32_t blocks = min(items, (uint32_t)(d->sm_count * BLOCKS));
     auto kernel = lora_shrink_kernel<T, MAX_SUBTILES>;
-    kernel<<<blocks, LORA_THREADS, 0, d->stream>>>(*c);
+    kernel<<<blocks, LORA_THREADS, 0, stream>>>(*c);
     CUDA_LAUNCHED(d, "lora_shrink_kernel");
 }
 
-void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
+void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut,
+                        cudaStream_t stream) {
     CUDA_WITH_ELEM(d, T, {
         switch (cut) {
         case CUDA_LORA_16:
-            launch<T, 1>(d, c);
+            launch<T, 1>(d, c, stream);
             break;
         case CUDA_LORA_32:
-            launch<T, 2>(d, c);
+            launch<T, 2>(d, c, stream);
             break;
         default:
-            launch<T, 4>(d, c);
+            launch<T, 4>(d, c, stream);
             break;
         }
     });
