@@ -152,8 +152,6 @@ struct kern_device {
     bool launches_early;  /* kernels may start before the one in front ends; common.cuh */
     cudaStream_t stream;  /* the steps */
     cudaStream_t loads;   /* adapter images → pages */
-    cudaStream_t side;    /* a step's shrinks, beside its products */
-    cudaEvent_t fork, join;
 
     uint32_t q_cols, kv_cols, qkv_cols; /* heads × head_dim, kv_heads × head_dim, q + 2 kv */
     uint32_t vocab_row; /* floats from row to row of logits: vocab up to a multiple of 8 */
@@ -370,7 +368,6 @@ uint64_t cuda_lora_meta_bytes(const struct kern_device *d);
 void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, struct cuda_block *b,
                     struct cuda_meta *meta);
 /* v = x Aᵀ of the group's projections, in scratch, one for all groups; x [rows][in of the group].
- * On d->side: the caller puts it behind x and behind what read the scratch, and the rest behind it.
  */
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x);
 /* y [rows][y_row] += scale · (v Bᵀ + bias), after that group's shrink; projection p's columns begin

@@ -152,15 +152,6 @@ static void device_close(struct kern_device *d) {
     if (d->loads != NULL) {
         (void)cudaStreamDestroy(d->loads);
     }
-    if (d->side != NULL) {
-        (void)cudaStreamDestroy(d->side);
-    }
-    if (d->fork != NULL) {
-        (void)cudaEventDestroy(d->fork);
-    }
-    if (d->join != NULL) {
-        (void)cudaEventDestroy(d->join);
-    }
     free(d);
 }
 
@@ -180,9 +171,6 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->loads, cudaStreamNonBlocking, low));
     /* A product's blocks go first; shrink's take what is left, and its tail. */
-    CU_TRY(why, cudaStreamCreateWithPriority(&d->side, cudaStreamNonBlocking, low));
-    CU_TRY(why, cudaEventCreateWithFlags(&d->fork, cudaEventDisableTiming));
-    CU_TRY(why, cudaEventCreateWithFlags(&d->join, cudaEventDisableTiming));
     return ERR_OK;
 }
 
@@ -340,9 +328,8 @@ static void device_embed(struct kern_device *d) {
     }
 }
 
-/* A layer's product, and beside it, in steps with LoRA, what the adapters' A make of the same
- * input.
- */
+/* A layer's product, then, in steps with LoRA, what the adapters' A make of the same input: one
+ * behind the other, since beside it on a stream of its own it gave nothing (lora_shrink.cu). */
 static void linear(struct kern_device *d, uint32_t layer, enum cuda_linear which, const void *x,
                    void *y) {
     static const enum cuda_group groups[] = {[CUDA_QKV] = CUDA_GROUP_QKV,
@@ -352,17 +339,10 @@ static void linear(struct kern_device *d, uint32_t layer, enum cuda_linear which
     const struct cuda_layer *l = &d->layers[layer];
     const void *w[] = {
         [CUDA_QKV] = l->qkv, [CUDA_O] = l->o, [CUDA_GATE_UP] = l->gate_up, [CUDA_DOWN] = l->down};
-    if (!d->lora_rows) {
-        cuda_linear(d, which, w[which], x, y);
-        return;
-    }
-    /* What read the scratch last stands in front on d->stream, what reads it next behind. */
-    cuda_note(d, cudaEventRecord(d->fork, d->stream), "cudaEventRecord");
     cuda_linear(d, which, w[which], x, y);
-    cuda_note(d, cudaStreamWaitEvent(d->side, d->fork, 0), "cudaStreamWaitEvent");
-    cuda_lora_shrink(d, layer, groups[which], x);
-    cuda_note(d, cudaEventRecord(d->join, d->side), "cudaEventRecord");
-    cuda_note(d, cudaStreamWaitEvent(d->stream, d->join, 0), "cudaStreamWaitEvent");
+    if (d->lora_rows) {
+        cuda_lora_shrink(d, layer, groups[which], x);
+    }
 }
 
 static void device_qkv(struct kern_device *d, uint32_t layer) {

@@ -97,7 +97,7 @@ static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x) {
     struct lora_call c = group_call(d, layer, group);
     c.x = x;
-    lora_shrink_launch(d, &c, cut_of(d), d->side);
+    lora_shrink_launch(d, &c, cut_of(d));
 }
 
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y) {
@@ -141,6 +141,6 @@ void cuda_lora_head(struct kern_device *d) {
     c.y = d->logits;
     c.y_row = d->vocab_row;
     add_out(&c, 0, 0, d->shape.vocab);
-    lora_shrink_launch(d, &c, CUDA_LORA_16, d->stream);
+    lora_shrink_launch(d, &c, CUDA_LORA_16);
     lora_expand_launch(d, &c, CUDA_LORA_16, true);
 }

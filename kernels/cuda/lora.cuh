@@ -41,8 +41,7 @@ struct lora_call {
 };
 
 /* Partial sums of x Aᵀ; A's splits. `cut` names the list. */
-void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut,
-                        cudaStream_t stream);
+void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 /* v = A[:, token], unsplit. */
 void lora_gather_launch(struct kern_device *d, const struct lora_call *c);
 /* y += scale · ((Σ splits) Bᵀ + bias); y is f32 where `logits`. */
