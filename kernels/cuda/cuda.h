@@ -350,7 +350,7 @@ enum err cuda_prefill_open(struct kern_device *d, struct err_text *why);
 void cuda_attention_decode(struct kern_device *d, uint32_t layer);
 /* Chunks of more. Launched in mixed buckets only. */
 void cuda_attention_prefill(struct kern_device *d, uint32_t layer);
-/* The same on sm_90a. Open sets d->hopper_attention where the kernel is built, switched on, and
+/* The same on sm_90a. Open sets d->hopper_attention where the kernel is built and
  * right for GPU and shape; it is for cuda_attention_prefill() alone to call the other. */
 enum err cuda_hopper_open(struct kern_device *d, struct err_text *why);
 void cuda_attention_hopper(struct kern_device *d, uint32_t layer);

@@ -402,9 +402,7 @@ enum err cuda_step_begin(struct kern_device *d, const struct kern_step *step) {
     if (d->failed != ERR_OK) {
         return d->failed;
     }
-    /* No chunk may be counted twice as sampling: the bucket needs the count before the plan does.
-     */
-    uint32_t samples = 0;
+    uint32_t samples = 0; /* of the bucket, on which the plan in meta_fill() depends */
     for (uint32_t i = 0; i < step->chunk_count; i++) {
         samples += step->chunks[i].sample;
     }

@@ -118,7 +118,6 @@ static void *matrix_at(struct kern_device *d, const struct kern_weight *w) {
 
 /* NULL: the tensor is a matrix. */
 static float *vector_at(struct kern_device *d, const struct kern_weight *w) {
-    static const enum kern_module first[] = {KERN_Q, KERN_K, KERN_V};
     switch (w->tensor) {
     case KERN_FINAL_NORM:
         return d->final_norm;
@@ -131,8 +130,9 @@ static float *vector_at(struct kern_device *d, const struct kern_weight *w) {
     case KERN_K_NORM:
         return d->layers[w->layer].k_norm;
     case KERN_BIAS: {
-        const uint32_t begin[] = {0, d->q_cols, d->q_cols + d->kv_cols};
-        CHECK(first[w->module] == w->module);
+        const uint32_t begin[] = {
+            [KERN_Q] = 0, [KERN_K] = d->q_cols, [KERN_V] = d->q_cols + d->kv_cols};
+        CHECK(w->module <= KERN_V);
         return d->layers[w->layer].qkv_bias + begin[w->module];
     }
     case KERN_EMBED:
