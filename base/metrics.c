@@ -10,7 +10,7 @@
 #include "base/check.h"
 #include "base/hash.h"
 
-enum metric_type { TYPE_COUNTER, TYPE_GAUGE, TYPE_HISTOGRAM };
+enum metric_type { TYPE_COUNTER, TYPE_TIME, TYPE_GAUGE, TYPE_HISTOGRAM, TYPE_SIZES };
 enum metric_label { LABEL_NONE, LABEL_ADAPTER, LABEL_STATUS };
 
 static const struct {
@@ -24,19 +24,25 @@ static const struct {
 #undef METRIC
 };
 
-static const char *const type_names[] = {"counter", "gauge", "histogram"};
+static const char *const type_names[] = {"counter", "counter", "gauge", "histogram", "histogram"};
 
 const char *const METRICS_STATUS[METRICS_STATUS_COUNT] = {"succeeded", "failed", "rejected",
                                                           "expired", "cancelled"};
 
 /* Upper bounds in seconds: from a step of a small model to a day in the backlog. */
-static const double bucket_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+static const double second_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
                                        0.25,  0.5,    1,     2.5,  5,     10,   30,
                                        60,    300,    900,   3600, 14400, 86400};
-enum { BUCKET_COUNT = sizeof bucket_bounds / sizeof bucket_bounds[0] + 1 }; /* and +Inf */
+/* And of whole numbers. */
+static const double size_bounds[] = {0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
+enum {
+    SECOND_BOUNDS = sizeof second_bounds / sizeof second_bounds[0],
+    SIZE_BOUNDS = sizeof size_bounds / sizeof size_bounds[0],
+};
+_Static_assert((int)SIZE_BOUNDS <= (int)SECOND_BOUNDS, "struct histogram has room for both");
 
 struct histogram {
-    _Atomic uint64_t buckets[BUCKET_COUNT];
+    _Atomic uint64_t buckets[SECOND_BOUNDS + 1]; /* the last in use is +Inf */
     _Atomic double sum;
 };
 
@@ -48,9 +54,12 @@ struct metrics {
     _Atomic double gauges[METRIC_COUNT];
     _Atomic uint64_t statuses[METRIC_COUNT][METRICS_STATUS_COUNT];
     struct histogram histograms[METRIC_COUNT];
-    _Atomic uint64_t *adapters[METRIC_COUNT]; /* [label_count_max], only for LABEL_ADAPTER */
+    /* [label_count_max], only for LABEL_ADAPTER; gauges as two's complement */
+    _Atomic uint64_t *adapters[METRIC_COUNT];
 
-    pthread_mutex_t mutex; /* of giving indices: `slots`, and appending to `names` */
+    /* Of giving indices (`slots`, and appending to `names`) and of gauges that are set together. A
+     * leaf: no other lock is taken under it. */
+    pthread_mutex_t mutex;
     uint32_t label_count_max;
     _Atomic uint32_t label_count; /* names below it never change: read without the mutex */
     char (*names)[METRICS_ADAPTER_BYTES_MAX + 1]; /* [label_count_max] */
@@ -110,6 +119,16 @@ static void check_metric(enum metric id, enum metric_type type, enum metric_labe
     CHECK(metric_table[id].label == label);
 }
 
+struct bounds {
+    const double *values;
+    unsigned count;
+};
+
+static struct bounds bounds_of(enum metric_type type) {
+    return type == TYPE_SIZES ? (struct bounds){size_bounds, SIZE_BOUNDS}
+                              : (struct bounds){second_bounds, SECOND_BOUNDS};
+}
+
 void metrics_add(struct metrics *m, enum metric id, uint64_t value) {
     check_metric(id, TYPE_COUNTER, LABEL_NONE);
     (void)atomic_fetch_add_explicit(&m->counters[id], value, memory_order_relaxed);
@@ -120,12 +139,22 @@ void metrics_set(struct metrics *m, enum metric id, double value) {
     atomic_store_explicit(&m->gauges[id], value, memory_order_relaxed);
 }
 
+void metrics_set_all(struct metrics *m, const struct metrics_level *levels, uint32_t count) {
+    CHECK(pthread_mutex_lock(&m->mutex) == 0);
+    for (uint32_t i = 0; i < count; i++) {
+        metrics_set(m, levels[i].id, levels[i].value);
+    }
+    CHECK(pthread_mutex_unlock(&m->mutex) == 0);
+}
+
 void metrics_observe(struct metrics *m, enum metric id, double value) {
-    check_metric(id, TYPE_HISTOGRAM, LABEL_NONE);
+    CHECK(id < METRIC_COUNT);
+    check_metric(id, metric_table[id].type == TYPE_SIZES ? TYPE_SIZES : TYPE_HISTOGRAM, LABEL_NONE);
     CHECK(isfinite(value));
     struct histogram *h = &m->histograms[id];
+    struct bounds bounds = bounds_of(metric_table[id].type);
     unsigned bucket = 0;
-    while (bucket < BUCKET_COUNT - 1 && value > bucket_bounds[bucket]) {
+    while (bucket < bounds.count && value > bounds.values[bucket]) {
         bucket++;
     }
     (void)atomic_fetch_add_explicit(&h->buckets[bucket], 1, memory_order_relaxed);
@@ -170,9 +199,16 @@ uint32_t metrics_adapter(struct metrics *m, const char *adapter) {
 }
 
 void metrics_add_adapter(struct metrics *m, enum metric id, uint32_t adapter, uint64_t value) {
-    check_metric(id, TYPE_COUNTER, LABEL_ADAPTER);
+    CHECK(id < METRIC_COUNT);
+    check_metric(id, metric_table[id].type == TYPE_TIME ? TYPE_TIME : TYPE_COUNTER, LABEL_ADAPTER);
     CHECK(adapter < m->label_count_max);
     (void)atomic_fetch_add_explicit(&m->adapters[id][adapter], value, memory_order_relaxed);
+}
+
+void metrics_shift_adapter(struct metrics *m, enum metric id, uint32_t adapter, int64_t by) {
+    check_metric(id, TYPE_GAUGE, LABEL_ADAPTER);
+    CHECK(adapter < m->label_count_max);
+    (void)atomic_fetch_add_explicit(&m->adapters[id][adapter], (uint64_t)by, memory_order_relaxed);
 }
 
 void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint64_t value) {
@@ -188,6 +224,16 @@ uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t 
 }
 
 uint64_t metrics_value(const struct metrics *m, enum metric id) {
+    CHECK(id < METRIC_COUNT);
+    if (metric_table[id].label == LABEL_ADAPTER) {
+        check_metric(id, TYPE_COUNTER, LABEL_ADAPTER);
+        uint32_t labels = atomic_load_explicit(&m->label_count, memory_order_acquire);
+        uint64_t sum = 0;
+        for (uint32_t i = 0; i < labels; i++) {
+            sum += atomic_load_explicit(&m->adapters[id][i], memory_order_relaxed);
+        }
+        return sum;
+    }
     check_metric(id, TYPE_COUNTER, LABEL_NONE);
     return atomic_load_explicit(&m->counters[id], memory_order_relaxed);
 }
@@ -197,10 +243,12 @@ double metrics_gauge(const struct metrics *m, enum metric id) {
     return atomic_load_explicit(&m->gauges[id], memory_order_relaxed);
 }
 
+_Static_assert(TYPE_COUNTER < TYPE_TIME && TYPE_TIME < TYPE_GAUGE, "counters come first");
+
 /* "lorry_jobs_received_total" */
 static const char *exposed_name(char room[64], enum metric id) {
     (void)snprintf(room, 64, "lorry_%s%s", metric_table[id].name,
-                   metric_table[id].type == TYPE_COUNTER ? "_total" : "");
+                   metric_table[id].type <= TYPE_TIME ? "_total" : "");
     for (char *c = room; *c != '\0'; c++) {
         *c = (char)(*c >= 'A' && *c <= 'Z' ? *c - 'A' + 'a' : *c);
     }
@@ -212,25 +260,44 @@ static void write_escaped(FILE *out, const char *text, bool quotes) {
     for (; *text != '\0'; text++) {
         if (*text == '\n') {
             (void)fputs("\\n", out);
+            continue;
+        }
+        if (*text == '\\' || (quotes && *text == '"')) {
+            (void)fputc('\\', out);
+        }
+        (void)fputc(*text, out);
+    }
+}
+
+/* `name{label="value"} `, before the number. */
+static void write_label(FILE *out, const char *name, const char *label, const char *value) {
+    (void)fprintf(out, "%s{%s=\"", name, label);
+    write_escaped(out, value, true);
+    (void)fputs("\"} ", out);
+}
+
+static void write_adapters(FILE *out, const char *name, const struct metrics *m, enum metric id) {
+    uint32_t labels = atomic_load_explicit(&m->label_count, memory_order_acquire);
+    for (uint32_t i = 0; i < labels; i++) {
+        uint64_t value = atomic_load_explicit(&m->adapters[id][i], memory_order_relaxed);
+        write_label(out, name, "adapter", m->names[i]);
+        if (metric_table[id].type == TYPE_TIME) {
+            (void)fprintf(out, "%" PRIu64 ".%06" PRIu64 "\n", value / 1000000, value % 1000000);
+        } else if (metric_table[id].type == TYPE_GAUGE) {
+            (void)fprintf(out, "%" PRId64 "\n", (int64_t)value);
         } else {
-            (void)fprintf(out, *text == '\\' || (quotes && *text == '"') ? "\\%c" : "%c", *text);
+            (void)fprintf(out, "%" PRIu64 "\n", value);
         }
     }
 }
 
-static void write_labelled(FILE *out, const char *name, const char *label, const char *value,
-                           uint64_t count) {
-    (void)fprintf(out, "%s{%s=\"", name, label);
-    write_escaped(out, value, true);
-    (void)fprintf(out, "\"} %" PRIu64 "\n", count);
-}
-
-static void write_histogram(FILE *out, const char *name, const struct histogram *h) {
+static void write_histogram(FILE *out, const char *name, const struct histogram *h,
+                            struct bounds bounds) {
     uint64_t count = 0; /* summed from the buckets read, so that +Inf and _count agree */
-    for (unsigned i = 0; i < BUCKET_COUNT; i++) {
+    for (unsigned i = 0; i <= bounds.count; i++) {
         char bound[32] = "+Inf";
-        if (i < BUCKET_COUNT - 1) {
-            (void)snprintf(bound, sizeof bound, "%g", bucket_bounds[i]);
+        if (i < bounds.count) {
+            (void)snprintf(bound, sizeof bound, "%g", bounds.values[i]);
         }
         count += atomic_load_explicit(&h->buckets[i], memory_order_relaxed);
         (void)fprintf(out, "%s_bucket{le=\"%s\"} %" PRIu64 "\n", name, bound, count);
@@ -239,37 +306,34 @@ static void write_histogram(FILE *out, const char *name, const struct histogram 
                   atomic_load_explicit(&h->sum, memory_order_relaxed), name, count);
 }
 
-static void write_metric(FILE *out, const struct metrics *m, enum metric id) {
+static void write_metric(FILE *out, const struct metrics *m, enum metric id, double gauge) {
     char name[64];
-    uint32_t labels = atomic_load_explicit(&m->label_count, memory_order_acquire);
+    enum metric_type type = metric_table[id].type;
     (void)exposed_name(name, id);
     (void)fprintf(out, "# HELP %s ", name);
     write_escaped(out, metric_table[id].help, false);
-    (void)fprintf(out, "\n# TYPE %s %s\n", name, type_names[metric_table[id].type]);
-    if (metric_table[id].type == TYPE_HISTOGRAM) {
-        write_histogram(out, name, &m->histograms[id]);
-        return;
-    }
-    if (metric_table[id].type == TYPE_GAUGE) {
-        (void)fprintf(out, "%s %.17g\n", name,
-                      atomic_load_explicit(&m->gauges[id], memory_order_relaxed));
+    (void)fprintf(out, "\n# TYPE %s %s\n", name, type_names[type]);
+    if (type == TYPE_HISTOGRAM || type == TYPE_SIZES) {
+        write_histogram(out, name, &m->histograms[id], bounds_of(type));
         return;
     }
     switch (metric_table[id].label) {
     case LABEL_NONE:
-        (void)fprintf(out, "%s %" PRIu64 "\n", name, metrics_value(m, id));
+        if (type == TYPE_GAUGE) {
+            (void)fprintf(out, "%s %.17g\n", name, gauge);
+        } else {
+            (void)fprintf(out, "%s %" PRIu64 "\n", name, metrics_value(m, id));
+        }
         break;
     case LABEL_STATUS:
         for (unsigned i = 0; i < METRICS_STATUS_COUNT; i++) {
-            write_labelled(out, name, "status", METRICS_STATUS[i],
-                           atomic_load_explicit(&m->statuses[id][i], memory_order_relaxed));
+            write_label(out, name, "status", METRICS_STATUS[i]);
+            (void)fprintf(out, "%" PRIu64 "\n",
+                          atomic_load_explicit(&m->statuses[id][i], memory_order_relaxed));
         }
         break;
     case LABEL_ADAPTER:
-        for (uint32_t i = 0; i < labels; i++) {
-            write_labelled(out, name, "adapter", m->names[i],
-                           atomic_load_explicit(&m->adapters[id][i], memory_order_relaxed));
-        }
+        write_adapters(out, name, m, id);
         break;
     }
 }
@@ -277,12 +341,18 @@ static void write_metric(FILE *out, const struct metrics *m, enum metric id) {
 enum err metrics_render(struct metrics *m, char **text, size_t *bytes) {
     char *made = NULL;
     size_t made_bytes = 0;
+    double gauges[METRIC_COUNT];
     FILE *out = open_memstream(&made, &made_bytes);
     if (out == NULL) {
         return ERR_NO_MEMORY;
     }
+    CHECK(pthread_mutex_lock(&m->mutex) == 0);
     for (unsigned i = 0; i < METRIC_COUNT; i++) {
-        write_metric(out, m, (enum metric)i);
+        gauges[i] = atomic_load_explicit(&m->gauges[i], memory_order_relaxed);
+    }
+    CHECK(pthread_mutex_unlock(&m->mutex) == 0);
+    for (unsigned i = 0; i < METRIC_COUNT; i++) {
+        write_metric(out, m, (enum metric)i, gauges[i]);
     }
     bool failed = ferror(out) != 0;
     if (fclose(out) != 0 || failed) {
@@ -294,6 +364,13 @@ enum err metrics_render(struct metrics *m, char **text, size_t *bytes) {
     return ERR_OK;
 }
 
+static void write_bounds(FILE *out, struct bounds bounds) {
+    for (unsigned i = 0; i < bounds.count; i++) {
+        (void)fprintf(out, "%s%s%g", i > 0 ? "," : "", i % 10 == 0 ? "\n  " : " ",
+                      bounds.values[i]);
+    }
+}
+
 void metrics_write_markdown(FILE *out) {
     static const char *const label_names[] = {"", "adapter", "status"};
     (void)fprintf(
@@ -302,17 +379,21 @@ void metrics_write_markdown(FILE *out) {
         "# Metrics\n\n"
         "`GET /metrics` at `http.host`:`http.port` answers in Prometheus' text format. Counters\n"
         "start at 0 with the process. `/healthz` and `/readyz` stand beside it.\n\n"
-        "- `adapter`: the first `metrics.adapters` adapters that ran have a label of their own; "
-        "the\n"
-        "  rest adds to `other`. Jobs without adapter are `base`. Adapters that are called `base` "
-        "or\n"
-        "  `other` are labelled `@base` and `@other`.\n"
+        "- `adapter`: the first `metrics.adapters` adapters that jobs named have a label of "
+        "their\n"
+        "  own; the rest adds to `other`, gauges too, so a scrape is bounded and the sum over a\n"
+        "  family's labels leaves nobody out. Jobs without adapter are `base`. Adapters that are\n"
+        "  called `base` or `other` are labelled `@base` and `@other`. Labels stay for the life "
+        "of\n"
+        "  the process. With the default of 256 a scrape is some 250 KB.\n"
         "- `status`: `succeeded`, `failed`, `rejected`, `expired`, `cancelled`.\n"
-        "- Histograms are in seconds, with upper bounds");
-    for (unsigned i = 0; i < BUCKET_COUNT - 1; i++) {
-        (void)fprintf(out, "%s%s%g", i > 0 ? "," : "", i % 10 == 0 ? "\n  " : " ",
-                      bucket_bounds[i]);
-    }
+        "- Gauges of the pool, of waiting and of running jobs are as of one moment, some steps "
+        "ago at\n"
+        "  most; those by adapter are moved one by one as things happen.\n"
+        "- Histograms of seconds have the upper bounds");
+    write_bounds(out, bounds_of(TYPE_HISTOGRAM));
+    (void)fprintf(out, ";\n  those of whole numbers");
+    write_bounds(out, bounds_of(TYPE_SIZES));
     (void)fprintf(out, ".\n\n| name | type | unit | label | meaning |\n|---|---|---|---|---|\n");
     for (unsigned i = 0; i < METRIC_COUNT; i++) {
         char name[64];

@@ -2,7 +2,8 @@
  *
  * Thread: any thread adds and sets (relaxed atomics); one renders at a time. But for a render's
  * text nothing is allocated after metrics_open(). Per-adapter families have at most `adapters`
- * labels besides "base" and "other"; what comes later adds to "other". */
+ * labels besides "base" and "other"; what comes later adds to "other", so the sum over labels
+ * leaves nobody out. A render is of some (adapters + 2) × METRIC_COUNT / 3 lines. */
 #ifndef LORRY_BASE_METRICS_H
 #define LORRY_BASE_METRICS_H
 
@@ -31,23 +32,35 @@ extern const char *const METRICS_STATUS[METRICS_STATUS_COUNT];
 
 struct metrics;
 
-/* Takes some 300 bytes for each of `adapters` (0 .. METRICS_ADAPTERS_MAX). ERR_NO_MEMORY. */
+/* Takes some 270 bytes for each of `adapters` (0 .. METRICS_ADAPTERS_MAX). ERR_NO_MEMORY. */
 NODISCARD enum err metrics_open(struct metrics **out, uint32_t adapters);
 void metrics_close(struct metrics *m);
 
 /* `id` is of the type and label that the function names; else it crashes. */
 void metrics_add(struct metrics *m, enum metric id, uint64_t value);   /* COUNTER */
 void metrics_set(struct metrics *m, enum metric id, double value);     /* GAUGE */
-void metrics_observe(struct metrics *m, enum metric id, double value); /* HISTOGRAM, seconds */
+void metrics_observe(struct metrics *m, enum metric id, double value); /* HISTOGRAM SIZES */
+
+/* Sets gauges that belong together: a render shows all of one call's or none. */
+struct metrics_level {
+    enum metric id;
+    double value;
+};
+void metrics_set_all(struct metrics *m, const struct metrics_level *levels, uint32_t count);
+
 /* A label's index, given once and kept; the "other" index when there are too many. Cost: one hash
  * look-up under a mutex: keep the index. NULL is the base, labelled "base"; adapters whose ids are
  * "base" or "other" are labelled "@base" and "@other", which no id can be. */
 uint32_t metrics_adapter(struct metrics *m, const char *adapter);
-void metrics_add_adapter(struct metrics *m, enum metric id, uint32_t adapter, uint64_t value);
+void metrics_add_adapter(struct metrics *m, enum metric id, uint32_t adapter,
+                         uint64_t value); /* COUNTER; TIME, microseconds */
+/* Moves a GAUGE by adapter up or down: "other" holds the sum of many. */
+void metrics_shift_adapter(struct metrics *m, enum metric id, uint32_t adapter, int64_t by);
 /* For families labelled by a fixed set (status of finals): index into METRICS_STATUS. */
 void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint64_t value);
 
-/* What was counted so far, of a plain counter and of one status; what a gauge was set to. */
+/* What was counted so far, of a COUNTER (by adapter: of all together) and of one status; what a
+ * gauge was set to. */
 uint64_t metrics_value(const struct metrics *m, enum metric id);
 double metrics_gauge(const struct metrics *m, enum metric id);
 uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t status);

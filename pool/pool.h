@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/metrics.h"
 #include "kernels/kernels.h"
 
 /* ---- pages -------------------------------------------------------------------------------- */
@@ -146,6 +147,7 @@ struct pool_store_options {
     /* kern_ops.pin and .unpin, called for each chunk, of whole pages of the system; NULL: none */
     enum err (*pin)(void *base, uint64_t bytes);
     void (*unpin)(void *base, uint64_t bytes);
+    struct metrics *metrics; /* of the bytes stored by adapter; outlives the store; NULL: none */
 };
 
 /* Takes no chunk yet. Outside the budget are some hundred bytes a record. ERR_NO_MEMORY. */

@@ -18,6 +18,7 @@ struct store_entry {
     struct pool_store *store;
     struct arena_extent *extent;
     uint32_t holds;
+    uint32_t label; /* of its figures */
     bool committed;
     struct store_entry *bucket_next;
     struct store_entry *older, *newer; /* neighbours in the list of unheld images */
@@ -27,6 +28,7 @@ struct pool_store {
     /* Guards all below, and every entry but the contents of an image. A leaf: no other lock is
      * taken under it, and nothing under it waits. */
     pthread_mutex_t mutex;
+    struct metrics *metrics; /* constant; NULL = none */
     struct arena arena;
     struct store_entry *buckets[STORE_BUCKETS];
     struct store_entry *oldest, *newest; /* unheld images by the time of their last drop */
@@ -73,6 +75,13 @@ static struct store_entry *entry_find(struct pool_store *s, const char *id, cons
         e = e->bucket_next;
     }
     return e;
+}
+
+static void entry_count(const struct pool_store *s, const struct store_entry *e, int sign) {
+    if (s->metrics != NULL) {
+        metrics_shift_adapter(s->metrics, METRIC_ADAPTER_BYTES_STORED, e->label,
+                              sign * (int64_t)e->image.bytes);
+    }
 }
 
 static void unheld_add(struct pool_store *s, struct store_entry *e) {
@@ -122,6 +131,7 @@ static void oldest_evict(struct pool_store *s) {
     *link = e->bucket_next;
     s->images -= 1;
     s->evictions += 1;
+    entry_count(s, e, -1);
     entry_free(s, e);
 }
 
@@ -166,6 +176,7 @@ enum err pool_store_open(struct pool_store **out, const struct pool_store_option
     arena_init(&s->arena, options->bytes, options->chunk_bytes,
                &(struct arena_pins){.pin = options->pin, .unpin = options->unpin});
     CHECK(pthread_mutex_init(&s->mutex, NULL) == 0);
+    s->metrics = options->metrics;
     *out = s;
     return ERR_OK;
 }
@@ -250,6 +261,7 @@ enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wante
     e->store = s;
     e->extent = x;
     e->holds = 1;
+    e->label = s->metrics != NULL ? metrics_adapter(s->metrics, e->image.id) : 0;
     *image = &e->image;
     return ERR_OK;
 }
@@ -271,6 +283,7 @@ struct pool_image *pool_store_commit(struct pool_store *s, struct pool_image *im
         e->committed = true; /* and keeps the hold of its maker */
         s->images += 1;
         s->images_held += 1;
+        entry_count(s, e, 1);
         kept = e;
     }
     store_unlock(s);

@@ -25,12 +25,16 @@ struct entry {
     bool used;          /* in the hash table */
     bool delta;         /* resident, and the device has not heard of it: it is in `deltas` */
     uint32_t device;    /* index in the pool's table while LOADING or RESIDENT */
+    uint32_t label;     /* of its figures */
+    uint64_t bytes;     /* in pages; known once STORED */
+    int64_t load_us;    /* when its load began */
     int64_t retry_us;   /* do not fetch before */
     enum err verdict;   /* refused */
     /* A loader's while FETCHING: */
     struct pool_image *image;           /* held while STORED; then its hold is the pool's */
     char revision[POOL_REVISION_BYTES]; /* of it; stays while LOADING and RESIDENT */
     struct model_adapter_facts facts;
+    int64_t fetch_us; /* that it took */
     enum err result;
     struct err_text why;
 };
@@ -102,8 +106,10 @@ static void *loader_main(void *argument) {
             (void)bell_wait(bell, LOADER_WAIT_MS);
             continue;
         }
+        int64_t begin_us = clock_mono_us();
         e->image = NULL;
         e->result = entry_make(a, e);
+        e->fetch_us = clock_mono_us() - begin_us;
         CHECK(ring_push(&a->results, e)); /* as many cells as entries */
         bell_ring(a->options.loop);
     }
@@ -268,7 +274,11 @@ uint32_t adapters_enter(struct adapters *a, const char *id,
     uint32_t index = a->free;
     struct entry *e = &a->entries[index];
     a->free = e->hash_next;
-    *e = (struct entry){.used = true, .jobs = 1, .stamp = *stamp, .hash_next = *head};
+    *e = (struct entry){.used = true,
+                        .jobs = 1,
+                        .label = metrics_adapter(a->options.metrics, id),
+                        .stamp = *stamp,
+                        .hash_next = *head};
     (void)strncpy(e->id, id, sizeof e->id - 1);
     *head = index;
     a->view[index] = (struct sched_adapter){.state = SCHED_AWAY};
@@ -291,11 +301,29 @@ const struct sched_adapter *adapters_view(const struct adapters *a) {
     return a->view;
 }
 
+/* ---- figures ------------------------------------------------------------------------------ */
+
+static void count_one(const struct adapters *a, const struct entry *e, enum metric id) {
+    metrics_add_adapter(a->options.metrics, id, e->label, 1);
+}
+
+static void count_bytes(const struct adapters *a, const struct entry *e, enum metric id, int sign) {
+    metrics_shift_adapter(a->options.metrics, id, e->label, sign * (int64_t)e->bytes);
+}
+
+/* Of a fetch or a load: all together, and the adapter's own. */
+static void count_time(const struct adapters *a, const struct entry *e, enum metric all,
+                       enum metric own, int64_t us) {
+    metrics_observe(a->options.metrics, all, (double)us / 1e6);
+    metrics_add_adapter(a->options.metrics, own, e->label, (uint64_t)us);
+}
+
 /* ---- root → store ------------------------------------------------------------------------- */
 
 static void entry_stored(struct adapters *a, uint32_t index, struct pool_image *image) {
     struct entry *e = &a->entries[index];
     e->image = image;
+    e->bytes = image->bytes;
     memcpy(e->revision, image->revision, sizeof e->revision);
     a->view[index].state = SCHED_STORED;
     a->view[index].pages = image->page_count;
@@ -318,7 +346,7 @@ void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us) {
     }
     a->view[entry].state = SCHED_FETCHING;
     a->fetching++;
-    metrics_add(a->options.metrics, METRIC_ADAPTER_FETCHES, 1);
+    count_one(a, e, METRIC_ADAPTER_FETCHES);
     CHECK(ring_push(&a->requests, e));
     for (uint32_t i = 0; i < a->thread_count; i++) {
         bell_ring(&a->bells[i]);
@@ -338,6 +366,7 @@ static void stored_release(struct adapters *a) {
 
 static void entry_fetched(struct adapters *a, struct entry *e, int64_t now_us) {
     uint32_t index = (uint32_t)(e - a->entries);
+    count_time(a, e, METRIC_FETCH_SECONDS, METRIC_ADAPTER_FETCH_SECONDS, e->fetch_us);
     switch (err_disposition(e->result)) {
     case ERR_DO_NOTHING:
         known_keep(a, e);
@@ -364,7 +393,7 @@ static void entry_fetched(struct adapters *a, struct entry *e, int64_t now_us) {
     a->view[index].state = SCHED_AWAY;
     e->verdict = e->result;
     known_keep(a, e);
-    metrics_add(a->options.metrics, METRIC_ADAPTER_REFUSALS, 1);
+    count_one(a, e, METRIC_ADAPTER_REFUSALS);
 }
 
 bool adapters_take(struct adapters *a, struct adapters_news *news, int64_t now_us) {
@@ -417,7 +446,8 @@ enum err adapters_load(struct adapters *a, uint32_t entry) {
         e->image = NULL;
         a->view[entry].state = SCHED_LOADING;
         a->loads[a->loading++] = entry;
-        metrics_add(a->options.metrics, METRIC_ADAPTER_LOADS, 1);
+        e->load_us = clock_mono_us();
+        count_bytes(a, e, METRIC_ADAPTER_BYTES_LOADING, 1);
     }
     return err;
 }
@@ -431,6 +461,11 @@ void adapters_poll(struct adapters *a) {
             continue;
         }
         a->view[entry].state = SCHED_RESIDENT;
+        count_one(a, e, METRIC_ADAPTER_LOADS);
+        count_time(a, e, METRIC_LOAD_SECONDS, METRIC_ADAPTER_LOAD_SECONDS,
+                   clock_mono_us() - e->load_us);
+        count_bytes(a, e, METRIC_ADAPTER_BYTES_LOADING, -1);
+        count_bytes(a, e, METRIC_ADAPTER_BYTES_RESIDENT, 1);
         e->delta = true;
         a->deltas[a->delta_count++] = entry;
         a->loads[i] = a->loads[--a->loading];
@@ -461,7 +496,8 @@ void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {
     }
     a->view[entry].state = SCHED_AWAY;
     a->resident--;
-    metrics_add(a->options.metrics, METRIC_ADAPTER_EVICTIONS, 1);
+    count_one(a, e, METRIC_ADAPTER_EVICTIONS);
+    count_bytes(a, e, METRIC_ADAPTER_BYTES_RESIDENT, -1);
     entry_settle(a, entry);
 }
 

@@ -55,13 +55,20 @@ static enum err step_memory(struct engine *e) {
     return ring_init(&e->inbox, e->jobs_max);
 }
 
-enum err engine_store_open(struct pool_store **out, const struct kern_ops *ops, uint64_t bytes) {
+static enum err store_open(struct pool_store **out, const struct kern_ops *ops, uint64_t bytes,
+                           struct metrics *metrics) {
     uint64_t chunk_bytes = bytes / STORE_CHUNKS;
     chunk_bytes = chunk_bytes < STORE_CHUNK_MIN ? STORE_CHUNK_MIN : chunk_bytes;
     chunk_bytes = chunk_bytes > STORE_CHUNK_MAX ? STORE_CHUNK_MAX : chunk_bytes;
-    return pool_store_open(
-        out, &(struct pool_store_options){
-                 .bytes = bytes, .chunk_bytes = chunk_bytes, .pin = ops->pin, .unpin = ops->unpin});
+    return pool_store_open(out, &(struct pool_store_options){.bytes = bytes,
+                                                             .chunk_bytes = chunk_bytes,
+                                                             .pin = ops->pin,
+                                                             .unpin = ops->unpin,
+                                                             .metrics = metrics});
+}
+
+enum err engine_store_open(struct pool_store **out, const struct kern_ops *ops, uint64_t bytes) {
+    return store_open(out, ops, bytes, NULL);
 }
 
 static enum err open_pool(struct engine *e) {
@@ -85,7 +92,7 @@ static enum err open_pool(struct engine *e) {
         e->store = o->store;
         return ERR_OK;
     }
-    return engine_store_open(&e->store, o->ops, store_bytes);
+    return store_open(&e->store, o->ops, store_bytes, o->metrics);
 }
 
 static enum err open_adapters(struct engine *e) {
@@ -222,15 +229,20 @@ static void show(struct engine *e) {
     struct metrics *m = e->options.metrics;
     struct sched_counts s = sched_counts(e->sched);
     struct pool_counts p = pool_counts(e->pool);
-    metrics_set(m, METRIC_JOBS_WAITING, s.waiting);
-    metrics_set(m, METRIC_JOBS_RUNNING, s.running);
-    metrics_set(m, METRIC_POOL_PAGES, p.pages);
-    metrics_set(m, METRIC_POOL_PAGES_FREE, p.free);
-    metrics_set(m, METRIC_POOL_PAGES_CACHED, p.cached);
-    metrics_set(m, METRIC_POOL_PAGES_KV, p.kv);
-    metrics_set(m, METRIC_POOL_PAGES_ADAPTERS, p.adapters);
-    metrics_set(m, METRIC_ADAPTERS_RESIDENT, p.adapters_resident);
-    metrics_set(m, METRIC_STORE_BYTES, (double)pool_store_counts(e->store).bytes_used);
+    const struct metrics_level levels[] = {
+        {METRIC_JOBS_WAITING, s.waiting},
+        {METRIC_JOBS_RUNNING, s.running},
+        {METRIC_POOL_PAGE_BYTES, (double)e->options.plan.page_bytes},
+        {METRIC_POOL_PAGES, p.pages},
+        {METRIC_POOL_PAGES_FREE, p.free},
+        {METRIC_POOL_PAGES_CACHED, p.cached},
+        {METRIC_POOL_PAGES_KV, p.kv},
+        {METRIC_POOL_PAGES_ADAPTERS, p.adapters},
+        {METRIC_POOL_PAGES_PENDING, p.pending},
+        {METRIC_ADAPTERS_RESIDENT, p.adapters_resident},
+        {METRIC_STORE_BYTES, (double)pool_store_counts(e->store).bytes_used},
+    };
+    metrics_set_all(m, levels, sizeof levels / sizeof levels[0]);
     registry_heartbeat(e->options.registry,
                        &(struct registry_heartbeat){.adapters_resident = p.adapters_resident,
                                                     .running = s.running,

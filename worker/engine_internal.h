@@ -78,6 +78,9 @@ void engine_drop_waiting(struct engine *e);
 void engine_drop_all(struct engine *e);
 /* The one way out: gives back all that the job has, and hands it to publish. */
 void engine_end(struct engine *e, struct job *job, enum job_outcome outcome);
+/* The job enters the waiting room (+1) or leaves it, begins (+1) or ends to run: by adapter. */
+void engine_count_waiting(const struct engine *e, const struct job *job, int by);
+void engine_count_running(const struct engine *e, const struct job *job, int by);
 /* Gives back the slot and the pages; the job waits again. */
 void engine_unseat(struct engine *e, struct job *job);
 

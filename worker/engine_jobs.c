@@ -11,6 +11,16 @@ static bool job_revoked(const struct engine *e, const struct job *job) {
     return atomic_load_explicit(&e->options.epochs[job->slot], memory_order_acquire) != job->epoch;
 }
 
+void engine_count_waiting(const struct engine *e, const struct job *job, int by) {
+    metrics_shift_adapter(e->options.metrics, METRIC_ADAPTER_JOBS_WAITING, job->metrics_adapter,
+                          by);
+}
+
+void engine_count_running(const struct engine *e, const struct job *job, int by) {
+    metrics_shift_adapter(e->options.metrics, METRIC_ADAPTER_JOBS_RUNNING, job->metrics_adapter,
+                          by);
+}
+
 void engine_unseat(struct engine *e, struct job *job) {
     CHECK(job->device_slot != JOB_NONE);
     engine_remember(e, job);
@@ -25,6 +35,8 @@ void engine_unseat(struct engine *e, struct job *job) {
     job->device_slot = JOB_NONE;
     job->pages = NULL;
     job->page_count = 0;
+    engine_count_running(e, job, -1);
+    engine_count_waiting(e, job, 1);
 }
 
 void engine_end(struct engine *e, struct job *job, enum job_outcome outcome) {
@@ -36,6 +48,7 @@ void engine_end(struct engine *e, struct job *job, enum job_outcome outcome) {
     if (job->in_scheduler) {
         sched_leave(e->sched, job->index);
         job->in_scheduler = false;
+        engine_count_waiting(e, job, -1);
     }
     if (job->entry != ADAPTERS_BASE) {
         adapters_leave(e->adapters, job->entry);
@@ -94,6 +107,7 @@ static void job_enter(struct engine *e, struct job *job) {
         return;
     }
     job->in_scheduler = true;
+    engine_count_waiting(e, job, 1);
     log_debug("loop", "waiting adapter=%s prompt_tokens=%u bound_steps=%llu id=%s",
               job->adapter[0] != '\0' ? job->adapter : "base", job->prompt_count,
               (unsigned long long)bound, job->id);

@@ -87,6 +87,8 @@ static enum err seat(struct engine *e, struct job *job, uint32_t position,
     if (job->entry != ADAPTERS_BASE) {
         adapters_use(e->adapters, job->entry);
     }
+    engine_count_waiting(e, job, -1);
+    engine_count_running(e, job, 1);
     if (job->started_us == 0) {
         job->started_us = clock_mono_us();
         job->cached = position;
@@ -259,6 +261,7 @@ static enum err launch(struct engine *e, const struct sched_plan *plan, struct k
     e->ticket_launched = record->ticket;
     e->step_count++;
     metrics_add(e->options.metrics, METRIC_STEPS, 1);
+    metrics_observe(e->options.metrics, METRIC_STEP_ADAPTERS, step->segment_count); /* sorted */
     for (uint32_t i = 0; i < plan->work_count; i++) {
         engine_remember(e, e->held[plan->work[i].job]);
     }
@@ -314,6 +317,7 @@ static void take_token(struct engine *e, struct job *job, const struct kern_samp
     job->output[count] = sample->token;
     take_logprobs(job, count, sample);
     metrics_add(e->options.metrics, METRIC_TOKENS_SAMPLED, 1);
+    metrics_add_adapter(e->options.metrics, METRIC_ADAPTER_TOKENS_SAMPLED, job->metrics_adapter, 1);
     if (count == 0) {
         job->first_token_us = clock_mono_us();
         metrics_observe(e->options.metrics, METRIC_FIRST_TOKEN_SECONDS,

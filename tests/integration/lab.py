@@ -117,7 +117,9 @@ class Worker:
         return {name: float(value) for name, value in pairs}
 
     def metric(self, name):
-        return self.metrics().get(f"lorry_{name}", 0.0)
+        """Over all its labels."""
+        found = self.metrics().items()
+        return sum(value for key, value in found if key.split("{")[0] == f"lorry_{name}")
 
     def wait_ready(self, partitions=1):
         """Until it has loaded the model, reached the broker and been given partitions."""

@@ -119,6 +119,85 @@ static void adapters_have_labels_up_to_the_bound(void **state) {
     metrics_close(m);
 }
 
+/* What is gauged by adapter moves up and down, and "other" holds the sum of all without a label. */
+static void gauges_and_times_by_adapter(void **state) {
+    (void)state;
+    struct metrics *m = opened(1);
+    uint32_t a = metrics_adapter(m, "a");
+    uint32_t b = metrics_adapter(m, "b");
+    uint32_t c = metrics_adapter(m, "c");
+    metrics_shift_adapter(m, METRIC_ADAPTER_BYTES_RESIDENT, a, 5000000000);
+    metrics_shift_adapter(m, METRIC_ADAPTER_BYTES_RESIDENT, b, 100);
+    metrics_shift_adapter(m, METRIC_ADAPTER_BYTES_RESIDENT, c, 10);
+    metrics_shift_adapter(m, METRIC_ADAPTER_BYTES_RESIDENT, b, -100);
+    assert_true(has_line(m, "# TYPE lorry_adapter_bytes_resident gauge"));
+    assert_true(has_line(m, "lorry_adapter_bytes_resident{adapter=\"a\"} 5000000000"));
+    assert_true(has_line(m, "lorry_adapter_bytes_resident{adapter=\"other\"} 10"));
+    metrics_shift_adapter(m, METRIC_ADAPTER_BYTES_RESIDENT, a, -5000000000);
+    assert_true(has_line(m, "lorry_adapter_bytes_resident{adapter=\"a\"} 0"));
+    metrics_shift_adapter(m, METRIC_ADAPTER_JOBS_RUNNING, a, -1); /* is shown as what it is */
+    assert_true(has_line(m, "lorry_adapter_jobs_running{adapter=\"a\"} -1"));
+    metrics_add_adapter(m, METRIC_ADAPTER_LOAD_SECONDS, a, 1999000);
+    metrics_add_adapter(m, METRIC_ADAPTER_LOAD_SECONDS, a, 2);
+    assert_true(has_line(m, "# TYPE lorry_adapter_load_seconds_total counter"));
+    assert_true(has_line(m, "lorry_adapter_load_seconds_total{adapter=\"a\"} 1.999002"));
+    metrics_add_adapter(m, METRIC_ADAPTER_LOADS, a, 2);
+    metrics_add_adapter(m, METRIC_ADAPTER_LOADS, b, 3);
+    metrics_add_adapter(m, METRIC_ADAPTER_LOADS, c, 4);
+    assert_int_equal(metrics_value(m, METRIC_ADAPTER_LOADS), 9); /* nobody is left out */
+    metrics_close(m);
+}
+
+/* 10,000 adapters: the text stays bounded, and the sums are whole. */
+static void a_render_is_bounded(void **state) {
+    (void)state;
+    enum { LABELS = 16, MANY = 10000 };
+    struct metrics *m = opened(LABELS);
+    uint64_t jobs = 0;
+    for (uint32_t i = 0; i < MANY; i++) {
+        char name[32];
+        (void)snprintf(name, sizeof name, "adapter-%u", i);
+        metrics_add_adapter(m, METRIC_ADAPTER_JOBS, metrics_adapter(m, name), i);
+        jobs += i;
+    }
+    char *text = NULL;
+    size_t bytes = 0;
+    assert_int_equal(metrics_render(m, &text, &bytes), ERR_OK);
+    assert_true(bytes < (LABELS + 2) * METRIC_COUNT * 80 + METRIC_COUNT * 1500);
+    static const char family[] = "lorry_adapter_jobs_total{";
+    unsigned lines = 0;
+    uint64_t sum = 0;
+    for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n")) {
+        if (strncmp(line, family, sizeof family - 1) == 0) {
+            lines++;
+            sum += strtoull(strrchr(line, ' ') + 1, NULL, 10);
+        }
+    }
+    assert_int_equal(lines, LABELS + 2);
+    assert_true(sum == jobs);
+    assert_true(metrics_value(m, METRIC_ADAPTER_JOBS) == jobs);
+    free(text);
+    metrics_close(m);
+}
+
+static void sizes_have_bounds_of_their_own(void **state) {
+    (void)state;
+    struct metrics *m = opened(0);
+    metrics_observe(m, METRIC_STEP_ADAPTERS, 0);
+    metrics_observe(m, METRIC_STEP_ADAPTERS, 3);
+    metrics_observe(m, METRIC_STEP_ADAPTERS, 4);
+    metrics_observe(m, METRIC_STEP_ADAPTERS, 5000);
+    assert_true(has_line(m, "# TYPE lorry_step_adapters histogram"));
+    assert_true(has_line(m, "lorry_step_adapters_bucket{le=\"0\"} 1"));
+    assert_true(has_line(m, "lorry_step_adapters_bucket{le=\"2\"} 1"));
+    assert_true(has_line(m, "lorry_step_adapters_bucket{le=\"4\"} 3"));
+    assert_true(has_line(m, "lorry_step_adapters_bucket{le=\"4096\"} 3"));
+    assert_true(has_line(m, "lorry_step_adapters_bucket{le=\"+Inf\"} 4"));
+    assert_true(has_line(m, "lorry_step_adapters_sum 5007"));
+    assert_false(has_line(m, "lorry_step_adapters_bucket{le=\"0.001\"} 1"));
+    metrics_close(m);
+}
+
 static void names_that_collide_or_need_escapes(void **state) {
     (void)state;
     struct metrics *m = opened(8);
@@ -208,6 +287,14 @@ static void add_to_no_adapter(void *m) {
     metrics_add_adapter(m, METRIC_ADAPTER_JOBS, 99, 1);
 }
 
+static void shift_a_counter(void *m) {
+    metrics_shift_adapter(m, METRIC_ADAPTER_JOBS, 0, 1);
+}
+
+static void add_to_a_gauge_by_adapter(void *m) {
+    metrics_add_adapter(m, METRIC_ADAPTER_JOBS_RUNNING, 0, 1);
+}
+
 static void misuse_crashes(void **state) {
     (void)state;
     struct metrics *m = opened(1);
@@ -215,6 +302,8 @@ static void misuse_crashes(void **state) {
     assert_true(crashes(add_without_a_label, m));
     assert_true(crashes(add_to_no_status, m));
     assert_true(crashes(add_to_no_adapter, m));
+    assert_true(crashes(shift_a_counter, m));
+    assert_true(crashes(add_to_a_gauge_by_adapter, m));
     metrics_close(m);
 }
 
@@ -228,10 +317,22 @@ static void *count_up(void *context) {
         metrics_add(m, METRIC_STEPS, 1);
         metrics_observe(m, METRIC_STEP_SECONDS, 1);
         metrics_set(m, METRIC_JOBS_HELD, i);
+        metrics_set_all(
+            m, (struct metrics_level[]){{METRIC_POOL_PAGES, i}, {METRIC_POOL_PAGES_KV, i}}, 2);
+        metrics_shift_adapter(m, METRIC_ADAPTER_JOBS_RUNNING, 0, i % 2 == 0 ? 1 : -1);
         metrics_add_status(m, METRIC_FINALS, 1, 1);
         metrics_add_adapter(m, METRIC_ADAPTER_JOBS, metrics_adapter(m, name), 1);
     }
     return NULL;
+}
+
+/* Of the line that begins so. */
+static int number_of(const char *text, const char *line_begin) {
+    char wanted[64];
+    (void)snprintf(wanted, sizeof wanted, "\n%s", line_begin);
+    const char *line = strstr(text, wanted);
+    assert_non_null(line);
+    return atoi(line + strlen(wanted));
 }
 
 static void threads_lose_no_count(void **state) {
@@ -245,6 +346,8 @@ static void threads_lose_no_count(void **state) {
         char *text = NULL;
         size_t bytes = 0;
         assert_int_equal(metrics_render(m, &text, &bytes), ERR_OK);
+        assert_int_equal(number_of(text, "lorry_pool_pages "),
+                         number_of(text, "lorry_pool_pages_kv "));
         free(text);
     }
     for (int i = 0; i < THREADS; i++) {
@@ -255,6 +358,7 @@ static void threads_lose_no_count(void **state) {
     assert_true(has_line(m, "lorry_step_seconds_sum 80000"));
     assert_true(has_line(m, "lorry_finals_total{status=\"failed\"} 80000"));
     assert_true(has_line(m, "lorry_adapter_jobs_total{adapter=\"other\"} 40000"));
+    assert_true(has_line(m, "lorry_adapter_jobs_running{adapter=\"base\"} 0"));
     metrics_close(m);
 }
 
@@ -264,6 +368,9 @@ int main(void) {
         cmocka_unit_test(statuses),
         cmocka_unit_test(buckets_are_cumulative_and_include_their_bound),
         cmocka_unit_test(adapters_have_labels_up_to_the_bound),
+        cmocka_unit_test(gauges_and_times_by_adapter),
+        cmocka_unit_test(a_render_is_bounded),
+        cmocka_unit_test(sizes_have_bounds_of_their_own),
         cmocka_unit_test(names_that_collide_or_need_escapes),
         cmocka_unit_test(many_adapters_keep_their_indices),
         cmocka_unit_test(the_text_is_well_formed),

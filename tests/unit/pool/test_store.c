@@ -505,6 +505,50 @@ static void test_pins(void **state) {
     assert_int_equal(pinned_bytes, 0);
 }
 
+/* The bytes that a metric shows as stored under an adapter's label. */
+static uint64_t shown(struct metrics *m, const char *id) {
+    char wanted[128];
+    char *text = NULL;
+    size_t bytes = 0;
+    (void)snprintf(wanted, sizeof wanted, "\nlorry_adapter_bytes_stored{adapter=\"%s\"} ", id);
+    assert_int_equal(metrics_render(m, &text, &bytes), ERR_OK);
+    const char *line = strstr(text, wanted);
+    assert_non_null(line);
+    uint64_t value = strtoull(line + strlen(wanted), NULL, 10);
+    free(text);
+    return value;
+}
+
+static void test_bytes_are_shown_by_adapter(void **state) {
+    (void)state;
+    struct metrics *m = NULL;
+    struct pool_store *s = NULL;
+    assert_int_equal(metrics_open(&m, 2), ERR_OK);
+    struct pool_store_options options = {
+        .bytes = UINT64_C(16) * KIB4, .chunk_bytes = UINT64_C(16) * KIB4, .metrics = m};
+    assert_int_equal(pool_store_open(&s, &options), ERR_OK);
+    struct pool_image *a1 = make(s, "a", "r1", 4);
+    struct pool_image *a2 = make(s, "a", "r2", 4);
+    struct pool_image *twin = make(s, "a", "r2", 4); /* is dropped for the one that is there */
+    struct pool_image *b = NULL;
+    assert_int_equal(try_reserve(s, "b", 8, &b), ERR_OK);
+    assert_true(shown(m, "a") == a1->bytes + a2->bytes);
+    assert_true(shown(m, "b") == 0); /* not yet there */
+    pool_store_abort(s, b);
+    assert_true(shown(m, "b") == 0);
+    pool_store_drop(s, a2);
+    pool_store_drop(s, twin);
+    pool_store_drop(s, a1);
+    b = make(s, "b", "r1", 12); /* a2 goes */
+    assert_true(shown(m, "a") == a1->bytes);
+    assert_true(shown(m, "b") == b->bytes);
+    struct pool_image *c = make(s, "c", "r1", 4); /* a1 goes; there are but two labels */
+    assert_true(shown(m, "a") == 0);
+    assert_true(shown(m, "other") == c->bytes);
+    pool_store_close(s);
+    metrics_close(m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reserve_and_find),
@@ -519,6 +563,7 @@ int main(void) {
         cmocka_unit_test(test_random_run),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_pins),
+        cmocka_unit_test(test_bytes_are_shown_by_adapter),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
