@@ -34,7 +34,12 @@ static const char help[] =
     "Shows the workers of kafka.group, and the jobs topics' queue: the records that the group has\n"
     "not committed, thus those that wait on Kafka, in workers or run. The workers tell Redis "
     "every\n"
-    "two seconds what they do; those that --url names are asked themselves.\n"
+    "two seconds what they do; those that --url names are asked themselves, and then tell more:\n"
+    "how their pools are used (in percent of the pages; adapters that a step reads, in the mean)\n"
+    "and their adapters, the busiest first. An adapter is resident, loading, stored (in the host\n"
+    "store) or away; ms is the mean time of a load; `other` is the sum of those that have no "
+    "figures\n"
+    "of their own (metrics.adapters).\n"
     "\n"
     "  --url URLS       workers to ask, separated by commas: http://host:9470 or host:9470\n"
     "  --interval S     seconds between two looks; 2 if not given\n"
@@ -254,6 +259,9 @@ static int run(const struct tool *tool) {
     redisFree(t->redis);
     if (t->rk != NULL) {
         rd_kafka_destroy(t->rk);
+    }
+    for (uint32_t i = 0; i < t->url_count; i++) {
+        top_sample_free(&t->samples[i]);
     }
     free(t->urls);
     free(t);

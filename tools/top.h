@@ -16,7 +16,14 @@ enum {
     TOP_NAME_BYTES = 256,
     TOP_PROBLEM_BYTES = 256,
     TOP_PROBLEMS_MAX = 8,
-    TOP_COLUMNS_MIN = 60, /* narrower screens cut lines */
+    TOP_COLUMNS_MIN = 60,    /* narrower screens cut lines */
+    TOP_ADAPTERS_MAX = 4096, /* the rest adds to "other" */
+    TOP_ADAPTER_SLOTS = 2 * TOP_ADAPTERS_MAX,
+};
+
+struct top_pool { /* of a worker that was asked; in pages */
+    double pages, kv, adapters, cached, pending, free;
+    double page_bytes; /* 0 = not known */
 };
 
 struct top_worker {
@@ -25,6 +32,32 @@ struct top_worker {
     uint32_t partitions, adapters, running, waiting;
     double tokens_s; /* sampled; < 0 = not known yet */
     int64_t age_ms;  /* since it was heard of */
+    struct top_pool pool;
+    double
+        adapters_step; /* distinct ones, mean over the steps since the last look; < 0 = unknown */
+};
+
+enum top_figure { /* what is shown of an adapter; bytes, seconds, the rest are counts */
+                  TOP_WAITING,
+                  TOP_RUNNING,
+                  TOP_JOBS,
+                  TOP_TOKENS,
+                  TOP_FETCHES,
+                  TOP_FETCH_SECONDS,
+                  TOP_LOADS,
+                  TOP_LOAD_SECONDS,
+                  TOP_EVICTIONS,
+                  TOP_REFUSALS,
+                  TOP_BYTES_STORED,
+                  TOP_BYTES_LOADING,
+                  TOP_BYTES_RESIDENT,
+                  TOP_FIGURES,
+};
+
+struct top_adapter { /* a label of /metrics, summed over the workers that were asked */
+    char name[TOP_NAME_BYTES];
+    double figures[TOP_FIGURES];
+    double tokens_s; /* sampled; < 0 = not known yet */
 };
 
 struct top_topic {
@@ -36,6 +69,9 @@ struct top_topic {
 struct top_state {
     struct top_worker workers[TOP_WORKERS_MAX];
     uint32_t worker_count, workers_left_out;
+    struct top_adapter adapters[TOP_ADAPTERS_MAX];
+    uint32_t adapter_count;
+    uint32_t adapter_slots[TOP_ADAPTER_SLOTS]; /* by name: index + 1; 0 = empty */
     struct top_topic topics[TOP_TOPICS_MAX];
     uint32_t topic_count;
     char problems[TOP_PROBLEMS_MAX][TOP_PROBLEM_BYTES]; /* what is away, and why */
@@ -54,11 +90,15 @@ extern const char *const top_fields[TOP_FIELDS];
 void top_add_heartbeat(struct top_state *s, const char *id,
                        char values[TOP_FIELDS][TOP_FIELD_BYTES]);
 
-/* What was counted at the last look at a URL. Zero it first. */
+/* What was counted at the last look at a URL. Zero it first, and free it. */
 struct top_sample {
     double tokens;
-    int64_t at_us; /* monotonic; 0 = none */
+    double steps, step_adapters;
+    int64_t at_us;  /* monotonic; 0 = none */
+    double *labels; /* [label_room] tokens by adapter, in the order of the text */
+    uint32_t label_room;
 };
+void top_sample_free(struct top_sample *sample);
 
 /* Takes a worker's /metrics. It becomes, or replaces the numbers of, the worker whose `http` is
  * `where`. false: the text is no metrics of a worker. */
@@ -68,7 +108,7 @@ bool top_add_metrics(struct top_state *s, const char *where, const char *text, i
 /* The value of a metric without labels in Prometheus' text. false: there is none. */
 bool top_metric(const char *text, const char *name, double *value);
 
-/* By name. */
+/* Workers by name, adapters by what is busiest; after this none is added. */
 void top_sort(struct top_state *s);
 
 /* Lines no longer than `columns`, at most `rows` of them, each ended by `line_end`. */

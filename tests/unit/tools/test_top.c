@@ -80,6 +80,129 @@ static void metrics_win_over_the_heartbeat(void **state) {
     assert_int_equal(s.worker_count, 2);
 }
 
+static const char of_adapters[] =
+    "lorry_tokens_sampled_total 1500\n"
+    "lorry_pool_page_bytes 2097152\nlorry_pool_pages 400\nlorry_pool_pages_free 40\n"
+    "lorry_pool_pages_cached 20\nlorry_pool_pages_kv 240\nlorry_pool_pages_adapters 96\n"
+    "lorry_pool_pages_pending 4\n"
+    "lorry_step_adapters_sum 250\nlorry_step_adapters_count 100\n"
+    "# TYPE lorry_adapter_jobs_running gauge\n"
+    "lorry_adapter_jobs_running{adapter=\"base\"} 0\n"
+    "lorry_adapter_jobs_running{adapter=\"a\\\"\\\\\"} 3\n"
+    "lorry_adapter_jobs_running{adapter=\"b\"} 2\n"
+    "lorry_adapter_jobs_running{adapter=\"c\"\n"   /* no number, */
+    "lorry_adapter_jobs_running{adapter=\"c} 3\n"  /* no end, */
+    "lorry_adapter_jobs_running{worker=\"c\"} 3\n" /* another label, */
+    "lorry_adapter_wit{adapter=\"c\"} 3\n"         /* another family */
+    "lorry_adapter_jobs_running{adapter=\"c\"} x\n"
+    "lorry_adapter_jobs_waiting{adapter=\"b\"} 123456\n"
+    "lorry_adapter_tokens_sampled_total{adapter=\"base\"} 0\n"
+    "lorry_adapter_tokens_sampled_total{adapter=\"a\\\"\\\\\"} 100\n"
+    "lorry_adapter_tokens_sampled_total{adapter=\"b\"} 1400\n"
+    "lorry_adapter_loads_total{adapter=\"b\"} 4\n"
+    "lorry_adapter_load_seconds_total{adapter=\"b\"} 0.050000\n"
+    "lorry_adapter_evictions_total{adapter=\"b\"} 3\n"
+    "lorry_adapter_bytes_stored{adapter=\"a\\\"\\\\\"} 88080384\n"
+    "lorry_adapter_bytes_resident{adapter=\"b\"} 1610612736\n"
+    "lorry_adapter_bytes_stored{adapter=\"b\"} 1610612736";
+
+static const struct top_adapter *adapter_named(const char *name) {
+    for (uint32_t i = 0; i < s.adapter_count; i++) {
+        if (strcmp(s.adapters[i].name, name) == 0) {
+            return &s.adapters[i];
+        }
+    }
+    return NULL;
+}
+
+static void adapters_are_summed_over_workers(void **state) {
+    (void)state;
+    struct top_sample one = {0};
+    struct top_sample two = {0};
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", of_adapters, 1000000, &one));
+    assert_true(top_add_metrics(&s, "two:1", of_adapters, 1000000, &two));
+    assert_int_equal(s.adapter_count, 3);
+    assert_null(adapter_named("c"));
+    assert_non_null(adapter_named("a\"\\"));
+    assert_true(adapter_named("b")->figures[TOP_RUNNING] == 4);
+    assert_true(adapter_named("b")->tokens_s < 0); /* one look gives no rate */
+    one.tokens = two.tokens = 500;
+    one.labels[2] = 400; /* b, the third: 1,000 in 2 s, on each */
+    two.labels[2] = 400;
+    one.steps = 50, one.step_adapters = 50; /* since then 200 in 50 steps */
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", of_adapters, 3000000, &one));
+    assert_true(top_add_metrics(&s, "two:1", of_adapters, 3000000, &two));
+    assert_true(adapter_named("b")->tokens_s == 1000);
+    assert_true(adapter_named("a\"\\")->tokens_s == 0);
+    assert_true(s.workers[0].adapters_step == 4);
+    assert_true(s.workers[0].pool.kv == 240);
+    one.tokens = 99999; /* it was started anew: no rate of what its labels had */
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", of_adapters, 5000000, &one));
+    assert_true(adapter_named("b")->tokens_s < 0);
+    top_sample_free(&one);
+    top_sample_free(&two);
+}
+
+static void the_busiest_adapter_comes_first(void **state) {
+    (void)state;
+    struct top_sample last = {0};
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", of_adapters, 1000000, &last));
+    last.tokens = last.steps = last.step_adapters = 0;
+    last.labels[1] = 0, last.labels[2] = 1300; /* 100 tokens each: a has more that run */
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", of_adapters, 2000000, &last));
+    top_sort(&s);
+    assert_string_equal(s.adapters[0].name, "a\"\\");
+    assert_string_equal(s.adapters[1].name, "b");
+    print(80, 100);
+    const char *a = strstr(page, "a\"\\ ");
+    const char *b = strstr(page, "\nb ");
+    assert_true(a != NULL && b != NULL && a < b);
+    assert_non_null(strstr(a, " stored     84M     0     3      0    100     0     -     0\n"));
+    assert_non_null(strstr(b, " resident  1.5G  123k     2      0    100     4    12     3\n"));
+    assert_null(strstr(page, "\nbase ")); /* nobody used it */
+    assert_non_null(strstr(page, "     400   60%      24%     5%      1%   10%      2.5\n"));
+    json_t *root = top_json(&s);
+    json_t *first = json_array_get(json_object_get(root, "adapters"), 0);
+    assert_string_equal(json_string_value(json_object_get(first, "state")), "stored");
+    assert_int_equal(json_array_size(json_object_get(root, "adapters")), 3);
+    json_t *worker = json_array_get(json_object_get(root, "workers"), 0);
+    assert_true(json_number_value(json_object_get(json_object_get(worker, "pool"), "kv")) == 240);
+    json_decref(root);
+    top_sample_free(&last);
+}
+
+/* Of more adapters than there is room for the rest adds to "other": the sum leaves nobody out. */
+static void too_many_adapters_are_summed(void **state) {
+    (void)state;
+    enum { MANY = TOP_ADAPTERS_MAX + 500, LINE = 64 };
+    struct top_sample last = {0};
+    char *text = calloc(MANY + 1, LINE);
+    assert_non_null(text);
+    int at = sprintf(text, "lorry_tokens_sampled_total 1\n");
+    for (int i = 0; i < MANY; i++) {
+        at += sprintf(text + at, "lorry_adapter_jobs_total{adapter=\"n%d\"} 2\n", i);
+    }
+    top_begin(&s, 100000);
+    assert_true(top_add_metrics(&s, "one:1", text, 1000000, &last));
+    assert_int_equal(s.adapter_count, TOP_ADAPTERS_MAX);
+    double jobs = 0;
+    for (uint32_t i = 0; i < s.adapter_count; i++) {
+        jobs += s.adapters[i].figures[TOP_JOBS];
+    }
+    assert_true(jobs == 2 * MANY);
+    assert_true(adapter_named("other")->figures[TOP_JOBS] == 2 * 501);
+    top_sort(&s);
+    print(80, 30);
+    assert_non_null(strstr(page, "more\n"));
+    top_sample_free(&last);
+    free(text);
+}
+
 static void a_page_fits_its_screen(void **state) {
     (void)state;
     char name[64];
@@ -90,6 +213,9 @@ static void a_page_fits_its_screen(void **state) {
     }
     top_problem(&s, "Redis (redis.url): %0200d", 1);
     s.topics[s.topic_count++] = (struct top_topic){.name = "lorry.jobs", .lag = 123456789};
+    struct top_sample last = {0};
+    assert_true(top_add_metrics(&s, "", of_adapters, 1000000, &last));
+    top_sample_free(&last);
     for (int columns = 20; columns <= 200; columns += 20) {
         print(columns, 24);
         int rows = 0;
@@ -124,6 +250,9 @@ int main(void) {
         cmocka_unit_test(metrics_are_found_by_name),
         cmocka_unit_test(heartbeats_are_taken_as_far_as_they_go),
         cmocka_unit_test(metrics_win_over_the_heartbeat),
+        cmocka_unit_test(adapters_are_summed_over_workers),
+        cmocka_unit_test(the_busiest_adapter_comes_first),
+        cmocka_unit_test(too_many_adapters_are_summed),
         cmocka_unit_test(a_page_fits_its_screen),
         cmocka_unit_test(an_unknown_queue_is_not_zero),
     };
