@@ -3,11 +3,52 @@
  * One pass over the adapters with waiting jobs sorts them by where they are. Aged ones (their
  * oldest job has waited for wait_steps) take turns, strictly by age: the first that finds no room
  * closes the door for all others, so that room comes to it. The rest goes by priority, then by the
- * least predicted time per row. */
+ * least predicted time per row.
+ *
+ * In the order of arrival all are aged from the start, and a turn is one job's. */
 #include "base/check.h"
 #include "scheduler/sched_internal.h"
 
 enum admitted { ADMITTED, ABORTED, NO_ROWS, NO_TOKENS, NO_PAGES };
+
+/* ---- what is ahead ------------------------------------------------------------------------ */
+
+/* Rows that an adapter's waiting jobs may take, and the pages that these want to start with. */
+static uint32_t wanted_rows(const struct sched *s, uint32_t queue) {
+    return sched_min(s->queues[queue].waiting, s->options.rows_max);
+}
+
+static uint64_t wanted_pages(const struct sched *s, uint32_t queue) {
+    uint64_t pages = sched_pages(s, s->jobs[s->queues[queue].best].known) + SCHED_OUTPUT_PAGES + 1;
+    return wanted_rows(s, queue) * pages;
+}
+
+static void ahead_put(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    t->load_ahead++;
+    t->rows_ahead += wanted_rows(s, queue);
+    t->pages_ahead += wanted_pages(s, queue);
+}
+
+/* The jobs that wait are those of when it was put, or fewer. */
+static void ahead_take(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    uint64_t pages = wanted_pages(s, queue);
+    DCHECK(t->load_ahead > 0);
+    t->load_ahead--;
+    t->rows_ahead -= sched_min(t->rows_ahead, wanted_rows(s, queue));
+    t->pages_ahead -= pages < t->pages_ahead ? pages : t->pages_ahead;
+}
+
+/* A few adapters come into pages while others are run, so that nobody waits for a copy. Where rows
+ * are free, as many as fill them; but only into pages that neither running sequences nor those rows
+ * will want. */
+static bool enough_ahead(const struct sched *s, const struct sched_turn *t, uint32_t queue) {
+    if (t->load_ahead + t->loads_owed < SCHED_LOAD_AHEAD || t->loads_owed > 0) {
+        return t->load_ahead + t->loads_owed >= SCHED_LOAD_AHEAD;
+    }
+    uint64_t wanted = t->snapshot->adapters[queue].pages + wanted_pages(s, queue) + t->pages_ahead +
+                      t->pages_promised + t->pages_owed;
+    return t->rows_ahead >= s->options.rows_max - s->running_count || wanted > t->pages_free;
+}
 
 /* ---- admission ---------------------------------------------------------------------------- */
 
@@ -16,6 +57,9 @@ static void start(struct sched *s, struct sched_turn *t, uint32_t job, struct sc
     struct sched_seq *j = &s->jobs[job];
     uint32_t end = found.tokens + tokens;
     bool sample = end == j->known;
+    if (t->placed && !sched_is_base(s, j->queue) && s->queues[j->queue].running == 0) {
+        ahead_take(s, t, j->queue); /* it begins */
+    }
     sched_run(s, job);
     DCHECK(found.pages <= t->pages_free);
     t->pages_free -= found.pages; /* twice where two find the same page: the next plan knows */
@@ -105,35 +149,40 @@ static void close_door(struct sched_turn *t, enum admitted result) {
 
 /* ---- loads -------------------------------------------------------------------------------- */
 
-/* Asks for an adapter's pages, or makes room for them. false: there is none yet. */
+/* Asks for an adapter's pages, or makes room for them. false: there is none yet. Room that was made
+ * for one is not the next one's. */
 static bool load(struct sched *s, struct sched_turn *t, uint32_t queue, enum sched_force force) {
     const struct sched_queue *q = &s->queues[queue];
     uint32_t pages = t->snapshot->adapters[queue].pages;
-    if (sched_pages(s, s->jobs[q->best].known) > sched_pages_max(s, t, queue)) {
+    while (sched_pages(s, s->jobs[q->best].known) > sched_pages_max(s, t, queue)) {
         sched_abort_job(s, q->best, SCHED_NO_ROOM);
-        return true;
+        if (q->waiting == 0) {
+            return true;
+        }
     }
     struct sched_claim claim = {.queue = queue, .force = force, .order = s->jobs[q->oldest].order};
     uint32_t evicted = s->evicts.count;
-    uint64_t wanted = pages + (s->running_count > 0 ? (uint64_t)t->pages_promised : 0);
+    uint64_t wanted =
+        pages + (uint64_t)t->pages_owed + (s->running_count > 0 ? (uint64_t)t->pages_promised : 0);
     bool room = wanted <= t->pages_free;
     if (!room) {
         uint64_t missing = wanted - t->pages_free;
         (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
     }
-    if (t->adapter_slots == 0) {
-        if (s->evicts.count == evicted) {
-            (void)sched_evict_one(s, t, &claim);
-        }
-        return false;
+    if (t->adapter_slots == 0 && s->evicts.count == evicted) {
+        (void)sched_evict_one(s, t, &claim);
     }
-    if (!room) {
+    if (t->adapter_slots == 0 || !room) {
+        t->pages_owed += pages;
+        t->loads_owed++;
         return false;
     }
     t->pages_free -= pages;
     t->adapter_slots--;
-    t->load_ahead++;
+    t->loading++;
+    ahead_put(s, t, queue);
     s->loads.items[s->loads.count++] = queue;
+    s->queues[queue].load_mark = s->plans;
     sched_resident_note(s, queue);
     return true;
 }
@@ -229,11 +278,14 @@ static void place(struct sched *s, struct sched_turn *t, uint32_t queue) {
         rank_away(s, queue, &s->stored);
         break;
     case SCHED_LOADING:
-        t->load_ahead++;
+        t->loading++;
+        ahead_put(s, t, queue);
         sched_resident_note(s, queue);
         break;
     case SCHED_RESIDENT:
-        t->load_ahead += !sched_is_base(s, queue) && q->running == 0;
+        if (!sched_is_base(s, queue) && q->running == 0) {
+            ahead_put(s, t, queue);
+        }
         sched_resident_note(s, queue);
         if (sched_readable(s, t, queue)) {
             rank_ready(s, t, queue);
@@ -265,13 +317,11 @@ static void aged_sift(struct sched *s, uint32_t at) {
     heap->items[at] = queue;
 }
 
-static uint32_t aged_take(struct sched *s) {
-    uint32_t queue = s->aged.items[0];
+static void aged_drop(struct sched *s) {
     s->aged.items[0] = s->aged.items[--s->aged.count];
     if (s->aged.count > 0) {
         aged_sift(s, 0);
     }
-    return queue;
 }
 
 /* Gives an adapter its turn: its jobs by age, as many as wait now, over several plans if rows are
@@ -301,25 +351,43 @@ static void continue_turn(struct sched *s, struct sched_turn *t) {
     }
 }
 
+/* A turn, as far as this plan goes. true: the adapter may have another one. */
+static bool serve_turn(struct sched *s, struct sched_turn *t, uint32_t queue) {
+    const struct sched_queue *q = &s->queues[queue];
+    if (t->admit_closed || !sched_readable(s, t, queue)) {
+        return false;
+    }
+    begin_turn(s, queue);
+    continue_turn(s, t);
+    return q->waiting > 0 && sched_aged(s, q->oldest);
+}
+
+/* In the order of arrival: each row that is free has an adapter on its way for it, and some more
+ * are. Those that come after these would only take pages. */
+static bool rows_are_awaited(const struct sched *s, const struct sched_turn *t) {
+    uint32_t rows = s->options.rows_max - s->running_count;
+    return s->options.policy == SCHED_ARRIVAL && t->loading >= rows + SCHED_LOAD_AHEAD;
+}
+
 static void serve_aged(struct sched *s, struct sched_turn *t) {
     for (uint32_t i = s->aged.count / 2; i-- > 0;) {
         aged_sift(s, i);
     }
     while (s->aged.count > 0 && !(t->admit_closed && t->load_closed)) {
-        uint32_t queue = aged_take(s);
-        const struct sched_queue *q = &s->queues[queue];
+        uint32_t queue = s->aged.items[0];
         if (sched_state(s, t, queue) == SCHED_RESIDENT) {
-            while (!t->admit_closed && sched_readable(s, t, queue) && q->waiting > 0 &&
-                   sched_aged(s, q->oldest)) {
-                begin_turn(s, queue);
-                continue_turn(s, t);
+            if (serve_turn(s, t, queue)) {
+                aged_sift(s, 0); /* its oldest is another one now */
+            } else {
+                aged_drop(s);
             }
             continue;
         }
-        if (t->load_closed || (t->admit_closed && t->load_ahead >= SCHED_LOAD_AHEAD)) {
+        aged_drop(s);
+        if (t->load_closed || (t->admit_closed && enough_ahead(s, t, queue))) {
             continue;
         }
-        if (!load(s, t, queue, SCHED_TAKE_YOUNGER)) {
+        if (rows_are_awaited(s, t) || !load(s, t, queue, SCHED_TAKE_YOUNGER)) {
             t->admit_closed = true; /* what ends now makes room for it */
             t->load_closed = true;
         }
@@ -328,8 +396,16 @@ static void serve_aged(struct sched *s, struct sched_turn *t) {
 
 /* ---- the others --------------------------------------------------------------------------- */
 
-/* Whether one more adapter makes the step cheaper a row; a step that is not half full takes it
- * anyway. */
+/* Whether the step should read one more adapter.
+ *
+ * All that waits is computed some time, so that a row's own time is no reason; what can be saved is
+ * the weights, read once a step for all rows, and an adapter's pages, read in each step that any of
+ * its jobs runs in. Where all its jobs fit into the rows that are free, its pages are read as often
+ * whenever it starts, and rows left empty would only make more steps: it starts. Unless it is so
+ * dear a row (rank 512 with one job) that a wait for more of its jobs may be worth more than the
+ * rows. Where some would have to wait, it starts if the step gets cheaper a row by it: else others
+ * take the few rows better, and it finds more of them later. A step that is not half full takes it
+ * anyway, and whoever has waited for wait_steps is not asked. */
 static bool pays(const struct sched *s, const struct sched_turn *t, uint32_t queue) {
     const struct sched_queue *q = &s->queues[queue];
     uint32_t rows = s->work_count;
@@ -337,10 +413,13 @@ static bool pays(const struct sched *s, const struct sched_turn *t, uint32_t que
         sched_is_base(s, queue)) {
         return true;
     }
-    uint32_t more = sched_min(q->waiting, s->options.rows_max - s->running_count);
+    uint32_t free = s->options.rows_max - s->running_count;
+    uint32_t more = sched_min(q->waiting, free);
     uint32_t pages = t->adapter_pages + sched_adapter_pages(s, t, queue);
-    return sched_step_us(s, rows + more, pages) / (rows + more) <=
-           sched_step_us(s, rows, t->adapter_pages) / rows;
+    double before = sched_step_us(s, rows, t->adapter_pages);
+    double after = sched_step_us(s, rows + more, pages);
+    double limit = q->waiting <= free ? SCHED_DEAR : 1;
+    return (after - before) / more <= limit * before / rows;
 }
 
 static void serve_ready(struct sched *s, struct sched_turn *t) {
@@ -363,12 +442,14 @@ static void serve_ready(struct sched *s, struct sched_turn *t) {
 static void serve_stored(struct sched *s, struct sched_turn *t) {
     for (uint32_t i = 0; i < s->stored.count && !t->load_closed; i++) {
         uint32_t queue = s->stored.ranks[i].queue;
-        if (s->queues[queue].waiting == 0 || sched_aged(s, s->queues[queue].oldest)) {
+        const struct sched_queue *q = &s->queues[queue];
+        if (q->waiting == 0 || sched_aged(s, q->oldest) || q->load_mark == s->plans) {
             continue; /* aborted, or dealt with among the aged */
         }
-        if (t->load_ahead >= SCHED_LOAD_AHEAD || !load(s, t, queue, SCHED_SPARE_WANTED)) {
+        if (enough_ahead(s, t, queue)) {
             return;
         }
+        (void)load(s, t, queue, SCHED_SPARE_WANTED);
     }
 }
 
@@ -383,12 +464,16 @@ static void serve_away(struct sched *s, struct sched_turn *t) {
 
 void sched_choose(struct sched *s, struct sched_turn *t) {
     s->ready.count = s->stored.count = s->away.count = s->aged.count = 0;
+    if (s->options.policy == SCHED_ARRIVAL) {
+        s->turn_left = 0; /* the oldest may be another one than in the last plan */
+    }
     if (s->turn_left > 0 && sched_readable(s, t, s->turn_queue)) {
         continue_turn(s, t);
     }
     for (uint32_t i = 0; i < s->waiting.count; i++) {
         place(s, t, s->waiting.items[i]);
     }
+    t->placed = true;
     serve_aged(s, t);
     serve_ready(s, t);
     serve_stored(s, t);

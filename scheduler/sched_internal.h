@@ -9,7 +9,8 @@
 enum {
     SCHED_RANKED_MAX = 64,      /* adapters considered one by one in a plan, of each kind */
     SCHED_FETCH_AHEAD = 8,      /* adapters on their way to, or waiting in, the host store */
-    SCHED_LOAD_AHEAD = 4,       /* adapters loading, or resident and not yet begun */
+    SCHED_LOAD_AHEAD = 4,       /* adapters loading, or resident and not yet begun, at least */
+    SCHED_DEAR = 4,             /* a row may cost so many times a step's rows: see pays() */
     SCHED_TURN_ROWS = 4,        /* jobs of an adapter's turn: this × rows_max */
     SCHED_OUTPUT_PAGES = 2,     /* head-room for the output of a job that starts */
     SCHED_BACKOFF_MAX = 8,      /* a fetch in vain is asked for again after 2^this plans at most, */
@@ -49,7 +50,8 @@ struct sched_queue {
     uint64_t fetch_again;  /* not before this plan */
     uint64_t used_step;    /* it last had work */
     uint64_t step_mark;    /* the plan whose step reads it */
-    uint64_t evict_mark;   /* the plan that evicts it */
+    uint64_t evict_mark;   /* the plan that evicts it, */
+    uint64_t load_mark;    /* and that loads it */
 };
 
 struct sched_rank { /* of adapters: compared field by field, smaller first */
@@ -62,6 +64,18 @@ struct sched_rank { /* of adapters: compared field by field, smaller first */
 struct sched_ranking { /* the best few, sorted */
     struct sched_rank ranks[SCHED_RANKED_MAX];
     uint32_t count, most; /* most ≤ SCHED_RANKED_MAX */
+};
+
+/* The cost model, see cost.c. Parts: an empty step, a full step's tokens, the whole pool's pages.
+ */
+enum { SCHED_COST_PARTS = 3 };
+struct sched_cost {
+    double prior[SCHED_COST_PARTS], factor[SCHED_COST_PARTS];
+    double us[SCHED_COST_PARTS]; /* prior × factor */
+    /* weighted sums over the steps: shares × shares, shares × ratio, ratio, 1 */
+    double seen[SCHED_COST_PARTS][SCHED_COST_PARTS], seen_y[SCHED_COST_PARTS];
+    double ratio, weight;
+    double noise; /* mean square error of the predicted ratio */
 };
 
 struct sched_list {
@@ -84,7 +98,7 @@ struct sched {
     uint32_t fetch_limit;           /* 1 .. SCHED_FETCH_AHEAD: what the host store bore lately */
     uint64_t cost_known;            /* sum of cost_steps of jobs that wait or run */
     uint64_t admitted, preempted, expired;
-    double us_fixed, us_tokens, us_pages; /* cost model: of a full step, of the whole pool */
+    struct sched_cost cost;
     struct sched_ranking ready, stored, away;
 
     /* the plan's arrays */
@@ -105,7 +119,14 @@ struct sched_turn {
     uint32_t tokens_left;
     uint32_t adapter_pages; /* that the step reads */
     uint32_t pages_short;   /* of running sequences that got no work for want of pages */
-    uint32_t fetch_ahead, load_ahead;
+    uint32_t fetch_ahead, loading;
+    /* Adapters loading, or resident and not yet begun; the rows that their jobs will take, and
+     * these rows' pages. */
+    uint32_t load_ahead, rows_ahead;
+    uint64_t pages_ahead;
+    uint32_t pages_owed; /* to adapters for whose sake this plan evicts, and how many these are */
+    uint32_t loads_owed;
+    bool placed; /* the adapters have been looked at, and the counts above stand */
     bool admit_closed, load_closed;
 };
 
@@ -137,13 +158,17 @@ static inline bool sched_readable(const struct sched *s, const struct sched_turn
     return sched_state(s, t, queue) == SCHED_RESIDENT && s->queues[queue].evict_mark != s->plans;
 }
 
-/* Has waited for wait_steps. */
+/* Has waited for wait_steps; in the order of arrival, all have. */
 static inline bool sched_aged(const struct sched *s, uint32_t job) {
-    return s->steps - s->jobs[job].enter_step >= s->options.wait_steps;
+    return s->options.policy == SCHED_ARRIVAL ||
+           s->steps - s->jobs[job].enter_step >= s->options.wait_steps;
 }
 
 /* Jobs that an adapter's turn starts at most. */
 static inline uint32_t sched_turn_jobs(const struct sched *s) {
+    if (s->options.policy == SCHED_ARRIVAL) {
+        return 1;
+    }
     uint64_t jobs = (uint64_t)s->options.rows_max * SCHED_TURN_ROWS;
     return jobs < s->options.jobs_max ? (uint32_t)jobs : s->options.jobs_max;
 }

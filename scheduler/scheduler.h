@@ -24,7 +24,16 @@
 
 struct sched;
 
+enum sched_policy {
+    SCHED_BACKLOG, /* adapter by adapter, such that steps read few of them: what waits is planned
+                      as a whole; whoever has waited for wait_steps goes first */
+    SCHED_ARRIVAL, /* first come, first served: jobs start in the order of sched_enter(), priority
+                      and adapter alike. Only jobs whose adapter is on its way are passed over. What
+                      servers without a backlog do; the baseline */
+};
+
 struct sched_options {
+    enum sched_policy policy;
     uint32_t jobs_max;     /* indices are below this; waiting and running together */
     uint32_t adapters_max; /* indices are below this */
     uint32_t rows_max;     /* most sequences running: slots of the device */
@@ -35,9 +44,9 @@ struct sched_options {
     uint32_t pages;        /* of the whole pool */
     uint32_t slot_pages;   /* most pages of a sequence */
     uint32_t wait_steps;   /* an adapter whose oldest job has waited this many steps goes first */
-    double step_us_fixed;  /* cost model until the loop has learned: time of an empty step, */
+    double step_us_fixed;  /* cost model's prior: time of an empty step, */
     double step_us_row;    /* of each token in it, */
-    double load_us_page;   /* and of reading one adapter page in a step */
+    double load_us_page;   /* and of reading one adapter page in a step. Their proportions matter */
 };
 
 NODISCARD enum err sched_open(struct sched **out, const struct sched_options *options);
@@ -149,7 +158,9 @@ struct sched_plan {
 
 void sched_plan(struct sched *s, const struct sched_snapshot *snapshot, struct sched_plan *plan);
 
-/* Teaches the cost model: a step of `tokens` that read `adapter_pages` took `us`. */
+/* Teaches the cost model: a step of `tokens` that read `adapter_pages` took `us`. Learned is by how
+ * much each of the options' three times is off; what steps do not tell apart keeps the options'
+ * proportions. cost.c says how, and why it settles. */
 void sched_learn(struct sched *s, uint32_t tokens, uint32_t adapter_pages, double us);
 
 struct sched_counts {

@@ -240,6 +240,31 @@ static void check_waits(struct sim_world *w, const struct sched_plan *plan,
     }
 }
 
+/* In the order of arrival nobody starts before an older one, but where that one's adapter is on its
+ * way. */
+static void check_order(const struct sim_world *w, const struct sched_plan *plan,
+                        const struct touches *seen) {
+    uint64_t youngest = 0; /* that starts */
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        uint64_t serial = w->jobs[plan->work[i].job].serial;
+        youngest = plan->work[i].starts && serial > youngest ? serial : youngest;
+    }
+    for (uint32_t job = 0; job < w->knobs.options.jobs_max; job++) {
+        const struct sim_job *j = &w->jobs[job];
+        uint32_t a = j->entry.adapter;
+        bool waits =
+            j->held && ((!j->seated && seen->jobs[job] == 0) || seen->jobs[job] == PREEMPTED);
+        if (!waits || j->serial > youngest) {
+            continue;
+        }
+        enum sched_adapter_state state = a == SCHED_BASE ? SCHED_RESIDENT : w->view[a].state;
+        require(state != SCHED_RESIDENT || (a != SCHED_BASE && seen->adapters[a] == EVICTED),
+                "an older one waits, whose adapter is there", job);
+        require(state != SCHED_STORED || seen->adapters[a] == LOADED,
+                "an older one waits, whose adapter is not asked for", job);
+    }
+}
+
 void sim_check(struct sim_world *w, const struct sched_plan *plan) {
     struct touches seen = {0};
     check_aborts(w, plan, &seen);
@@ -247,6 +272,9 @@ void sim_check(struct sim_world *w, const struct sched_plan *plan) {
     uint32_t load_pages = check_adapters(w, plan, &seen);
     check_work(w, plan, &seen, load_pages);
     check_waits(w, plan, &seen);
+    if (w->knobs.options.policy == SCHED_ARRIVAL) {
+        check_order(w, plan, &seen);
+    }
     digest(w, plan);
 }
 

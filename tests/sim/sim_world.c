@@ -57,6 +57,7 @@ static void turn_knobs(struct sim_world *w) {
     k->prefixes = sim_chance(w, 75);
     k->groups = between(w, 1, 3);
     k->common_max = sim_chance(w, 50) ? slot : between(w, 0, k->prompt_max);
+    k->options.policy = sim_chance(w, 40) ? SCHED_ARRIVAL : SCHED_BACKLOG;
 }
 
 void sim_open(struct sim_world *w, uint64_t seed) {

@@ -48,7 +48,7 @@ static void test_priority(void **state) {
 static void test_one_more_adapter_must_pay(void **state) {
     (void)state;
     struct sched_options o = fix_options();
-    o.load_us_page = 1000; /* 40 pages: 40 ms, beside 100 us for the step */
+    o.load_us_page = 1000; /* 40 pages: 40 ms, beside 100 us for the step: rank 512, one job */
     struct fixture *f = fix_open(&o);
     fix_adapter(f, 0, SCHED_RESIDENT, 40);
     fix_enter(f, 0, SCHED_BASE, 1, 50);
@@ -73,6 +73,131 @@ static void test_one_more_adapter_must_pay(void **state) {
     fix_enter(f, 2, 0, 1, 9);
     (void)fix_plan(f); /* less than half: taken, whatever it costs */
     assert_non_null(fix_work(f, 2));
+    fix_close(f);
+}
+
+/* Starts four of the base's, half of the rows, then `jobs` of adapter 0, which takes `us` a step:
+ * how many of them start. */
+static uint32_t started_beside_half(uint32_t jobs, uint32_t us) {
+    struct sched_options o = fix_options();
+    o.rows_max = 8;
+    o.load_us_page = us / 40.0;
+    struct fixture *f = fix_open(&o);
+    for (uint32_t i = 0; i < 4; i++) {
+        fix_enter(f, i, SCHED_BASE, 1, 50);
+    }
+    (void)fix_plan(f);
+    fix_adapter(f, 0, SCHED_RESIDENT, 40);
+    for (uint32_t i = 0; i < jobs; i++) {
+        fix_enter(f, 4 + i, 0, 1, 9);
+    }
+    (void)fix_plan(f);
+    uint32_t started = f->plan.work_count - 4;
+    fix_close(f);
+    return started;
+}
+
+/* A step of four rows takes 104 us, 26 a row. An adapter all of whose jobs fit is read as often
+ * whenever it starts: it starts though its rows are dearer than that, up to four times. One that
+ * has more jobs than there are free rows starts where they are not dearer. */
+static void test_an_adapter_that_fits_starts(void **state) {
+    (void)state;
+    assert_int_equal(started_beside_half(2, 40), 2);  /* 21 a row */
+    assert_int_equal(started_beside_half(2, 150), 2); /* 76 */
+    assert_int_equal(started_beside_half(2, 230), 0); /* 116 */
+    assert_int_equal(started_beside_half(4, 400), 4); /* 101 */
+    assert_int_equal(started_beside_half(5, 150), 0); /* 38, and the fifth would wait */
+    assert_int_equal(started_beside_half(5, 90), 4);  /* 23 */
+}
+
+static void test_in_the_order_of_arrival(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.policy = SCHED_ARRIVAL;
+    o.rows_max = 3;
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_RESIDENT, 4);
+    fix_adapter(f, 1, SCHED_STORED, 4);
+    fix_adapter(f, 2, SCHED_RESIDENT, 4);
+    fix_enter(f, 0, 0, 1, 9);
+    fix_enter(f, 1, 1, 1, 9);
+    fix_enter(f, 2, 2, 1, 9);
+    fix_enter(f, 3, 0, 1, 9);
+    struct sched_job job = fix_job(4, 0, 1, 9);
+    job.priority = -5;
+    (void)fix_put(f, &job);
+    (void)fix_plan(f); /* 1's adapter is on its way: it is passed over */
+    assert_int_equal(f->plan.load_count, 1);
+    for (uint32_t i = 0; i < 5; i++) {
+        assert_int_equal(fix_work(f, i) != NULL, i == 0 || i == 2 || i == 3);
+    }
+    f->adapters[1].state = SCHED_RESIDENT;
+    sched_leave(f->sched, 3);
+    (void)fix_plan(f); /* its turn, though 0 is read anyway and has a job of better priority */
+    assert_non_null(fix_work(f, 1));
+    assert_null(fix_work(f, 4));
+    sched_leave(f->sched, 0);
+    fix_enter(f, 5, SCHED_BASE, 40, 9);
+    fix_enter(f, 6, SCHED_BASE, 1, 9);
+    f->snapshot.pages_free = 10;
+    (void)fix_plan(f);
+    sched_leave(f->sched, 2);
+    f->snapshot.pages_free = 10;
+    (void)fix_plan(f); /* 5 does not fit: 6, which would, waits too */
+    assert_int_equal(f->plan.work_count, 2);
+    assert_non_null(fix_work(f, 4));
+    fix_close(f);
+}
+
+/* Where rows are free, loads fill them; else a few adapters are ahead. */
+static void test_loads_ahead(void **state) {
+    (void)state;
+    enum { ADAPTERS = 30 };
+    struct sched_options o = fix_options();
+    o.jobs_max = o.adapters_max = ADAPTERS;
+    o.rows_max = 20;
+    o.pages = 200;
+    struct sched_adapter adapters[ADAPTERS] = {0};
+    struct fixture *f = fix_open(&o);
+    f->snapshot.adapters = adapters;
+    f->snapshot.adapter_slots_free = ADAPTERS;
+    for (uint32_t i = 0; i < ADAPTERS; i++) {
+        adapters[i] = (struct sched_adapter){.state = SCHED_STORED, .pages = 2};
+        fix_enter(f, i, i, 1, 9); /* wants a page, two for its output and one to spare */
+    }
+    assert_int_equal(fix_plan(f)->load_count, 20);
+    f->snapshot.pages_free = 50;
+    assert_int_equal(fix_plan(f)->load_count, 8); /* 6 pages each */
+    f->snapshot.pages_free = 5;
+    assert_int_equal(fix_plan(f)->load_count, 2);
+    fix_close(f);
+}
+
+static void test_room_is_made_for_several(void **state) {
+    (void)state;
+    enum { ADAPTERS = 16 };
+    struct sched_options o = fix_options();
+    o.adapters_max = ADAPTERS;
+    o.rows_max = 8;
+    struct sched_adapter adapters[ADAPTERS] = {0};
+    struct fixture *f = fix_open(&o);
+    f->snapshot.adapters = adapters;
+    f->snapshot.adapter_slots_free = ADAPTERS;
+    for (uint32_t i = 0; i < 8; i++) { /* resident, and nobody's any more */
+        adapters[i] = (struct sched_adapter){.state = SCHED_RESIDENT, .pages = 5};
+        fix_enter(f, i, i, 1, 1);
+    }
+    sched_plan(f->sched, &f->snapshot, &f->plan);
+    for (uint32_t i = 0; i < 8; i++) {
+        sched_leave(f->sched, i);
+    }
+    for (uint32_t i = 8; i < ADAPTERS; i++) {
+        adapters[i] = (struct sched_adapter){.state = SCHED_STORED, .pages = 5};
+        fix_enter(f, i, i, 1, 1);
+    }
+    f->snapshot.pages_free = 3;
+    assert_int_equal(fix_plan(f)->load_count, 0);
+    assert_int_equal(f->plan.evict_count, 4); /* of 20 pages, with 3 that are there: 17 */
     fix_close(f);
 }
 
@@ -457,6 +582,10 @@ int main(void) {
         cmocka_unit_test(test_adapter_major),
         cmocka_unit_test(test_priority),
         cmocka_unit_test(test_one_more_adapter_must_pay),
+        cmocka_unit_test(test_an_adapter_that_fits_starts),
+        cmocka_unit_test(test_in_the_order_of_arrival),
+        cmocka_unit_test(test_loads_ahead),
+        cmocka_unit_test(test_room_is_made_for_several),
         cmocka_unit_test(test_head_room),
         cmocka_unit_test(test_alone_with_few_pages),
         cmocka_unit_test(test_aged_closes_the_door),

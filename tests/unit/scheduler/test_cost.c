@@ -48,9 +48,47 @@ static void test_stays_sane(void **state) {
     for (uint32_t i = 0; i < 10000; i++) {
         sched_learn(f->sched, o.step_tokens, o.pages, 1e-9);
     }
-    assert_true(f->sched->us_fixed > 0);
-    assert_true(f->sched->us_tokens > 0);
-    assert_true(f->sched->us_pages > 0);
+    for (uint32_t i = 0; i < SCHED_COST_PARTS; i++) {
+        assert_true(f->sched->cost.us[i] > 0);
+    }
+    fix_close(f);
+}
+
+/* What a row and a page cost cannot be told apart while each row brings its pages along: then the
+ * proportion stays the prior's, whatever the noise says. */
+static void test_keeps_proportions_that_it_cannot_see(void **state) {
+    (void)state;
+    uint64_t seed = seed_take(5);
+    struct sched_options o = fix_options();
+    o.step_tokens = 8192;
+    o.pages = 40000;
+    o.step_us_fixed = 5000; /* a page is 40 % of a row, as five rows share 40 pages of 0.7 us */
+    o.step_us_row = 32;
+    o.load_us_page = 0.7;
+    struct fixture *f = fix_open(&o);
+    double proportion = f->sched->cost.us[2] / f->sched->cost.us[1];
+    for (uint32_t i = 0; i < 5000; i++) {
+        uint32_t rows = 400 + seed_below(&seed, 600);
+        double noise = 0.95 + 0.001 * seed_below(&seed, 100);
+        sched_learn(f->sched, rows, rows * 8, (3600 + 26.0 * rows + 0.56 * 8 * rows) * noise);
+        double now = f->sched->cost.us[2] / f->sched->cost.us[1];
+        assert_true(now > proportion / 2 && now < proportion * 2);
+    }
+    double us = 3600 + 26.0 * 700 + 0.56 * 8 * 700;
+    assert_true(fabs(sched_step_us(f->sched, 700, 8 * 700) - us) < 0.03 * us);
+    fix_close(f);
+}
+
+/* A device ten times slower than thought is learned as a whole within some steps. */
+static void test_scale(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    for (uint32_t i = 0; i < 64; i++) {
+        sched_learn(f->sched, 8, 20, 1280);
+    }
+    assert_true(fabs(sched_step_us(f->sched, 8, 20) - 1280) < 100);
+    assert_true(fabs(sched_step_us(f->sched, 4, 40) - 1440) < 300);
     fix_close(f);
 }
 
@@ -59,6 +97,8 @@ int main(void) {
         cmocka_unit_test(test_prediction),
         cmocka_unit_test(test_learns),
         cmocka_unit_test(test_stays_sane),
+        cmocka_unit_test(test_keeps_proportions_that_it_cannot_see),
+        cmocka_unit_test(test_scale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,421 @@
+/* sim_backlog - what planning over the backlog is worth: the scheduler alone, whole workloads, and
+ * a GPU of made-up times; by adapter and in the order of arrival. It prints what came of it, and
+ * fails where the plan reads more, or takes longer, than it should. A seed, no clock.
+ *
+ * The times are those of Llama-3.1-8B in bf16 on one H200: 3.6 ms for a step's weights, 20 us a row
+ * and the KV that it reads (26 us at a context of 200), 22.6 us a prompt token, adapter pages over
+ * the memory's bandwidth (rank 16: 84 MB, 22 us). Copies into pages run one after the other, beside
+ * the steps. The scheduler's priors are those of worker/plan.c, which are not these. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/scheduler.h"
+#include "tests/unit/seed.h"
+
+#define FIXED_US 3600.0
+#define ROW_US 20.0
+#define CONTEXT_US 0.031 /* of each token attended to: 128 KiB */
+#define PROMPT_US 22.6
+#define PAGE_US 0.55       /* of an adapter, in a step */
+#define COPY_PAGE_US 42.0  /* host store → pages: 50 GB/s */
+#define FETCH_PAGE_US 400. /* root → host store: 5 GB/s, one thread */
+#define NOISE 0.02
+
+enum {
+    PAGE_TOKENS = 16, /* 2 MiB over all layers */
+    RANK_PAGES = 40,  /* of 16 */
+    STEP_TOKENS = 8192,
+    WAIT_STEPS = 2000, /* scheduler.wait_steps */
+    PROMPT = 128,
+    OUTPUT = 128,
+    JOB_PAGES = (PROMPT + OUTPUT + PAGE_TOKENS - 1) / PAGE_TOKENS,
+    H200_PAGES = 52000,
+    SMALL_PAGES = 24000, /* of a GPU with 80 GB */
+};
+
+struct load {
+    const char *name;
+    uint32_t jobs, rows, adapters;
+    uint32_t ranks[4], rank_count; /* by turns */
+    bool in_turn, skewed;          /* else any adapter, alike */
+    bool cold;                     /* adapters lie in the root, else in the host store */
+    uint32_t warm;                 /* so many lie in pages */
+    uint32_t pages;
+};
+
+struct job {
+    uint32_t adapter, computed, sampled, read, held; /* held: pages */
+    bool running;
+};
+
+struct gpu {
+    const struct load *load;
+    struct sched *sched;
+    struct job *jobs;
+    struct sched_adapter *adapters;
+    double *due_us; /* [adapters] when it is loaded, or fetched */
+    uint64_t seed;
+    uint32_t pages_free, pages_pending, left;
+    double now_us, end_us, copy_us, fetch_us;
+    /* the step in flight */
+    uint32_t *sampled, sampled_count, step_tokens, step_pages;
+    double step_us;
+    bool in_flight;
+};
+
+struct outcome {
+    double seconds, rows, adapters; /* rows, adapters: a step's mean */
+    uint64_t steps, pages_read, loads;
+};
+
+static void fail(const char *what) {
+    (void)fprintf(stderr, "sim_backlog: %s\n", what);
+    exit(1);
+}
+
+static void *room(size_t count, size_t bytes) {
+    void *memory = calloc(count, bytes);
+    if (memory == NULL) {
+        fail("no memory");
+    }
+    return memory;
+}
+
+/* ---- the workload ------------------------------------------------------------------------- */
+
+/* Zipf's law by its definition: the first adapter up to which the weights exceed what is drawn. */
+static uint32_t draw_skewed(uint64_t *seed, uint32_t adapters) {
+    double sum = 0;
+    for (uint32_t i = 0; i < adapters; i++) {
+        sum += 1.0 / (i + 1);
+    }
+    double left = sum * seed_below(seed, 1000000) / 1e6;
+    uint32_t at = 0;
+    while (at + 1 < adapters && left >= 1.0 / (at + 1)) {
+        left -= 1.0 / (at + 1);
+        at++;
+    }
+    return at;
+}
+
+static void give_jobs(struct gpu *g) {
+    const struct load *l = g->load;
+    for (uint32_t i = 0; i < l->jobs; i++) {
+        uint64_t bound = 0;
+        uint32_t adapter = l->in_turn  ? i % l->adapters
+                           : l->skewed ? draw_skewed(&g->seed, l->adapters)
+                                       : seed_below(&g->seed, l->adapters);
+        g->jobs[i] = (struct job){.adapter = adapter};
+        struct sched_job job = {.job = i,
+                                .adapter = adapter,
+                                .prompt_tokens = PROMPT,
+                                .output_tokens = OUTPUT,
+                                .deadline_ms = INT64_MAX,
+                                .arrival = i};
+        if (sched_enter(g->sched, &job, &bound) != ERR_OK) {
+            fail("a job is refused");
+        }
+    }
+}
+
+static void gpu_open(struct gpu *g, const struct load *l, enum sched_policy policy) {
+    *g = (struct gpu){.load = l, .seed = 6, .pages_free = l->pages, .left = l->jobs};
+    struct sched_options o = {.policy = policy,
+                              .jobs_max = l->jobs,
+                              .adapters_max = l->adapters,
+                              .rows_max = l->rows,
+                              .step_tokens = STEP_TOKENS,
+                              .chunk_tokens = STEP_TOKENS,
+                              .page_tokens = PAGE_TOKENS,
+                              .pages = l->pages,
+                              .slot_pages = 8192,
+                              .wait_steps = WAIT_STEPS,
+                              .step_us_fixed = 5350,
+                              .step_us_row = 32,
+                              .load_us_page = 0.7};
+    if (sched_open(&g->sched, &o) != ERR_OK) {
+        fail("no memory");
+    }
+    g->jobs = room(l->jobs, sizeof *g->jobs);
+    g->adapters = room(l->adapters, sizeof *g->adapters);
+    g->due_us = room(l->adapters, sizeof *g->due_us);
+    g->sampled = room(l->rows, sizeof *g->sampled);
+    for (uint32_t i = 0; i < l->adapters; i++) {
+        uint32_t pages = l->ranks[i % l->rank_count] * RANK_PAGES / 16;
+        bool resident = i < l->warm && pages + l->rows * JOB_PAGES <= g->pages_free;
+        g->adapters[i].state = resident ? SCHED_RESIDENT : l->cold ? SCHED_AWAY : SCHED_STORED;
+        g->adapters[i].pages = l->cold ? 0 : pages;
+        g->pages_free -= resident ? pages : 0;
+    }
+    give_jobs(g);
+}
+
+static void gpu_close(struct gpu *g) {
+    sched_close(g->sched);
+    free(g->jobs);
+    free(g->adapters);
+    free(g->due_us);
+    free(g->sampled);
+}
+
+/* ---- adapters ----------------------------------------------------------------------------- */
+
+/* Pages come back when the step that is under way has ended. */
+static void release(struct gpu *g, uint32_t pages) {
+    *(g->in_flight ? &g->pages_pending : &g->pages_free) += pages;
+}
+
+static void adapters_turn(struct gpu *g) {
+    for (uint32_t i = 0; i < g->load->adapters; i++) {
+        struct sched_adapter *a = &g->adapters[i];
+        if (a->state == SCHED_LOADING && g->due_us[i] <= g->now_us) {
+            a->state = SCHED_RESIDENT;
+        } else if (a->state == SCHED_FETCHING && g->due_us[i] <= g->now_us) {
+            a->state = SCHED_STORED;
+            a->pages = g->load->ranks[i % g->load->rank_count] * RANK_PAGES / 16;
+        }
+    }
+}
+
+static double queue_up(double *free_us, double now_us, double us) {
+    *free_us = (*free_us > now_us ? *free_us : now_us) + us;
+    return *free_us;
+}
+
+static void apply_adapters(struct gpu *g, const struct sched_plan *plan) {
+    for (uint32_t i = 0; i < plan->evict_count; i++) {
+        struct sched_adapter *a = &g->adapters[plan->evicts[i]];
+        a->state = SCHED_STORED; /* the host store has room for all */
+        release(g, a->pages);
+    }
+    for (uint32_t i = 0; i < plan->load_count; i++) {
+        uint32_t a = plan->loads[i];
+        if (g->adapters[a].state != SCHED_STORED || g->adapters[a].pages > g->pages_free) {
+            fail("loads what it cannot");
+        }
+        g->adapters[a].state = SCHED_LOADING;
+        g->pages_free -= g->adapters[a].pages;
+        g->due_us[a] = queue_up(&g->copy_us, g->now_us, g->adapters[a].pages * COPY_PAGE_US);
+    }
+    for (uint32_t i = 0; i < plan->fetch_count; i++) {
+        uint32_t a = plan->fetches[i];
+        uint32_t pages = g->load->ranks[a % g->load->rank_count] * RANK_PAGES / 16;
+        g->adapters[a].state = SCHED_FETCHING;
+        g->due_us[a] = queue_up(&g->fetch_us, g->now_us, pages * FETCH_PAGE_US);
+    }
+}
+
+/* ---- steps -------------------------------------------------------------------------------- */
+
+static double row_us(const struct sched_work *w) {
+    double context = w->position + (double)w->tokens / 2;
+    return w->tokens > 1 ? w->tokens * PROMPT_US : ROW_US + context * CONTEXT_US;
+}
+
+/* The step that the plan says, into the gpu's fields; what was in flight is read by the caller. */
+static void launch(struct gpu *g, const struct sched_plan *plan, struct outcome *out) {
+    uint32_t last = SCHED_BASE;
+    uint32_t adapters = 0;
+    g->sampled_count = g->step_pages = 0;
+    g->step_tokens = plan->tokens;
+    g->step_us = FIXED_US;
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        const struct sched_work *w = &plan->work[i];
+        struct job *j = &g->jobs[w->job];
+        if (w->adapter != last) {
+            g->step_pages += g->adapters[w->adapter].pages;
+            adapters++;
+            last = w->adapter;
+        }
+        if (w->starts) {
+            g->adapters[w->adapter].users++;
+            j->running = true;
+        }
+        if (w->pages > g->pages_free || g->adapters[w->adapter].state != SCHED_RESIDENT) {
+            fail("a row without pages");
+        }
+        g->pages_free -= w->pages;
+        j->held += w->pages;
+        j->computed = w->position + w->tokens;
+        g->step_us += row_us(w);
+        if (w->sample) {
+            g->sampled[g->sampled_count++] = w->job;
+        }
+    }
+    g->step_us += g->step_pages * PAGE_US;
+    g->step_us *= 1 - NOISE / 2 + NOISE * seed_below(&g->seed, 1000) / 1000;
+    out->steps++;
+    out->rows += plan->work_count;
+    out->adapters += adapters;
+    out->pages_read += g->step_pages;
+}
+
+struct flown { /* a step, while the next one is under way */
+    uint32_t *jobs, count, tokens, pages;
+    double us;
+};
+
+static void leave(struct gpu *g, uint32_t job) {
+    struct job *j = &g->jobs[job];
+    sched_leave(g->sched, job);
+    if (j->running) {
+        g->adapters[j->adapter].users--;
+        release(g, j->held);
+    }
+    g->left--;
+}
+
+static void read_step(struct gpu *g, const struct flown *f) {
+    g->now_us = g->end_us;
+    g->pages_free += g->pages_pending;
+    g->pages_pending = 0;
+    sched_learn(g->sched, f->tokens, f->pages, f->us);
+    for (uint32_t i = 0; i < f->count; i++) {
+        struct job *j = &g->jobs[f->jobs[i]];
+        if (++j->read == OUTPUT) { /* a preempted one's token counts as well */
+            leave(g, f->jobs[i]);
+        }
+    }
+}
+
+static void preempt(struct gpu *g, uint32_t job) {
+    struct job *j = &g->jobs[job];
+    release(g, j->held);
+    g->adapters[j->adapter].users--;
+    j->held = 0;
+    j->running = false;
+}
+
+static struct outcome run(const struct load *l, enum sched_policy policy) {
+    struct gpu g;
+    struct outcome out = {0};
+    struct flown f = {0};
+    gpu_open(&g, l, policy);
+    f.jobs = room(l->rows, sizeof *f.jobs);
+    for (uint32_t idle = 0; g.left > 0;) {
+        adapters_turn(&g);
+        struct sched_snapshot snapshot = {.now_ms = 1,
+                                          .pages_free = g.pages_free,
+                                          .pages_pending = g.pages_pending,
+                                          .adapter_slots_free = l->adapters,
+                                          .adapters = g.adapters};
+        struct sched_plan plan;
+        sched_plan(g.sched, &snapshot, &plan);
+        for (uint32_t i = 0; i < plan.preempt_count; i++) {
+            preempt(&g, plan.preempts[i]);
+        }
+        apply_adapters(&g, &plan);
+        out.loads += plan.load_count;
+        bool had = g.in_flight;
+        double begin_us = had ? g.end_us : g.now_us;
+        if (plan.work_count > 0) {
+            memcpy(f.jobs, g.sampled, g.sampled_count * sizeof *f.jobs);
+            f.count = g.sampled_count;
+            f.tokens = g.step_tokens;
+            f.pages = g.step_pages;
+            f.us = g.step_us;
+            launch(&g, &plan, &out);
+            g.in_flight = true;
+        } else if (had) {
+            f = (struct flown){f.jobs, g.sampled_count, g.step_tokens, g.step_pages, g.step_us};
+            memcpy(f.jobs, g.sampled, g.sampled_count * sizeof *f.jobs);
+            g.in_flight = false;
+        }
+        if (had) {
+            read_step(&g, &f);
+        }
+        if (plan.work_count > 0) {
+            g.end_us = begin_us + g.step_us;
+        }
+        if (!had && plan.work_count == 0) {
+            g.now_us += 100;
+        }
+        idle = plan.work_count > 0 ? 0 : idle + 1;
+        if (idle > 1000000 || plan.abort_count > 0) {
+            fail("stuck, or jobs are aborted");
+        }
+    }
+    out.seconds = g.now_us / 1e6;
+    out.rows /= (double)out.steps;
+    out.adapters /= (double)out.steps;
+    free(f.jobs);
+    gpu_close(&g);
+    return out;
+}
+
+/* ---- the cases ---------------------------------------------------------------------------- */
+
+static struct outcome show(const struct load *l, enum sched_policy policy) {
+    struct outcome o = run(l, policy);
+    (void)printf("%-13s %-8s %7.2f s %6" PRIu64 " steps %7.1f rows %6.1f adapters a step, read "
+                 "%8.1f GB, %5" PRIu64 " loads\n",
+                 l->name, policy == SCHED_ARRIVAL ? "arrival" : "backlog", o.seconds, o.steps,
+                 o.rows, o.adapters, (double)o.pages_read * 2097152 / 1e9, o.loads);
+    (void)fflush(stdout);
+    return o;
+}
+
+static void require(bool holds, const struct load *l, const char *what) {
+    if (!holds) {
+        (void)fprintf(stderr, "sim_backlog: %s: %s\n", l->name, what);
+        exit(1);
+    }
+}
+
+/* The same jobs under both policies: `reads` times fewer bytes of adapters, `times` faster. */
+static struct outcome compare(const struct load *l, double reads, double times) {
+    struct outcome a = show(l, SCHED_ARRIVAL);
+    struct outcome b = show(l, SCHED_BACKLOG);
+    double fewer = (double)a.pages_read / (double)b.pages_read;
+    double faster = a.seconds / b.seconds;
+    (void)printf("%-13s %.2f x fewer bytes of adapters, %.2f x faster\n", l->name, fewer, faster);
+    require(fewer >= reads, l, "it reads too much");
+    require(faster >= times, l, "it is too slow");
+    return b;
+}
+
+#define R16 .ranks = {16}, .rank_count = 1
+#define R64 .ranks = {64}, .rank_count = 1
+#define TURNS .ranks = {8, 16, 32, 64}, .rank_count = 4
+#define G .jobs = 10000, .rows = 256
+#define A1 .jobs = 1000, .rows = 1024, .pages = H200_PAGES
+
+/* Cases of at most 1,024 rows that all jobs fit into: a step for each prompt's turn and token, and
+ * few more. */
+static const struct {
+    struct load load;
+    uint64_t steps_max;
+} full[] = {
+    {{"A1", A1, .adapters = 1, R16, .warm = 1}, 144},
+    {{"B1:8", A1, .adapters = 8, R16, .in_turn = true, .warm = 8}, 144},
+    {{"B1:200", A1, .adapters = 200, R16, .warm = 200}, 146},
+    {{"B1:200 stored", A1, .adapters = 200, R16}, 150},
+    {{"C1:200", A1, .adapters = 200, R64, .warm = 200}, 146},
+    {{"D1:32", A1, .adapters = 32, TURNS, .warm = 32}, 146},
+    {{"D1:500", A1, .adapters = 500, TURNS, .warm = 500}, 180}, /* more than the pool has */
+    {{"skewed:500", A1, .adapters = 500, TURNS, .skewed = true, .warm = 500}, 160},
+};
+
+int main(void) {
+    static const struct load g[] = {
+        {"G16", G, .adapters = 1000, R16, .warm = 1000, .pages = H200_PAGES},
+        {"G16, 80 GB", G, .adapters = 1000, R16, .warm = 1000, .pages = SMALL_PAGES},
+        {"G64", G, .adapters = 200, R64, .warm = 200, .pages = H200_PAGES},
+        {"G64, 80 GB", G, .adapters = 200, R64, .warm = 200, .pages = SMALL_PAGES},
+    };
+    static const struct load cold = {"G16, cold",         G, .adapters = 1000, R16, .cold = true,
+                                     .pages = SMALL_PAGES};
+    struct outcome warm = compare(&g[0], 1.5, 1.10);
+    (void)compare(&g[1], 1.5, 1.10);
+    (void)compare(&g[2], 1.5, 1.35);
+    (void)compare(&g[3], 1.5, 1.35);
+    struct outcome o = show(&cold, SCHED_BACKLOG);
+    require(o.seconds < 1.02 * warm.seconds, &cold, "fetches and loads are not hidden");
+    for (size_t i = 0; i < sizeof full / sizeof full[0]; i++) {
+        o = show(&full[i].load, SCHED_BACKLOG);
+        require(o.steps <= full[i].steps_max, &full[i].load, "rows stay empty");
+    }
+    return 0;
+}
