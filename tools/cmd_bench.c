@@ -36,7 +36,7 @@ static const char help[] =
     "                      (weight 1/rank^ALPHA), geometric:ALPHA, power:ALPHA (S-LoRA's)\n"
     "  --popularity P      Punica's distinct, uniform, skewed or identical, for adapters and "
     "order\n"
-    "  --arrival           jobs in the order in which they came: few are given ahead\n"
+    "  --arrival           jobs in the order in which they came: scheduler.policy arrival\n"
     "  --room K            a pool with pages for K adapters, and for the rows\n"
     "  --rate R            R jobs a second, Poisson; without it all come at once\n"
     "  --rows N            most sequences at once;  --step-tokens N  most tokens of a step\n"
@@ -53,7 +53,6 @@ enum {
     CASES_MAX = 64,
     JOBS_MAX = 1000000,
     REPEAT_MAX = 1000,
-    WINDOW_SPARE = 16,   /* of the rows, this part of jobs more are given in the order of arrival */
     ADAPTERS_MAX = 4096, /* resident at once */
     TOKENS_MAX = 1 << 20,
     CONFIG_BYTES_MAX = 4 << 20,
@@ -327,11 +326,8 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
                                       .elem = device->plan.elem,
                                       .qkvo = c->qkvo,
                                       .seed = c->seed};
-    struct worker_bench_run run = {.rows = c->rows, .step_tokens = c->step_tokens};
-    if (c->arrival) {
-        uint32_t rows = c->rows > 0 ? c->rows : device->plan.rows;
-        run.window = rows + rows / WINDOW_SPARE + 1;
-    }
+    struct worker_bench_run run = {
+        .rows = c->rows, .step_tokens = c->step_tokens, .arrival = c->arrival};
     uint32_t resident_max = 0;
     size_pool(c, &adapters, &device->plan, &run, &resident_max);
     enum err e = check_lengths(c, model, &run, &device->plan, why);

@@ -142,7 +142,6 @@ struct session {
     struct job *table; /* [config.backlog_jobs] */
     struct worker_bench_job *jobs;
     uint32_t job_count, left;
-    uint32_t window, given; /* of a run with a window: the next job to give */
     int64_t begin_us;
     uint32_t steps_room;
     bool measured, no_memory;
@@ -197,8 +196,6 @@ static void ended(struct session *s, struct job *job) {
     job_reset(job, job->index);
     if (--s->left == 0) {
         engine_stop(s->engine);
-    } else if (s->window > 0 && s->given < s->job_count) {
-        job_give(s, s->given++);
     }
 }
 
@@ -255,8 +252,7 @@ static enum err session_run(struct session *s, struct worker_bench_job *jobs, ui
     if (timed && pthread_create(&feeder, NULL, feed, s) != 0) {
         return err_set(why, ERR_NO_MEMORY, "no thread to give the jobs");
     }
-    s->given = s->window > 0 && s->window < count && !timed ? s->window : count;
-    for (uint32_t i = 0; i < s->given && !timed; i++) {
+    for (uint32_t i = 0; i < count && !timed; i++) {
         job_give(s, i);
     }
     enum err e = engine_run(s->engine, why);
@@ -274,6 +270,9 @@ static enum err session_open(struct session *s, struct worker_bench *b,
     s->config = *b->options.config;
     s->config.backlog_jobs = jobs_max;
     s->config.pool_prefixes = run->prefixes;
+    if (run->arrival) {
+        s->config.scheduler_policy = "arrival";
+    }
     plan.chunk_tokens = run->chunk_tokens > 0 ? run->chunk_tokens : plan.chunk_tokens;
     struct kern_limits limits = worker_limits(&s->config, &plan);
     limits.slots = run->rows > 0 ? run->rows : b->rows;
@@ -353,7 +352,6 @@ enum err worker_bench_run(struct worker_bench *b, const struct worker_bench_run 
         r.input_tokens = r.output_tokens = 0;
         counts_take(&s, -1);
         s.measured = true;
-        s.window = run->window;
         e = session_run(&s, run->jobs, run->job_count, why);
     }
     if (e == ERR_OK) {

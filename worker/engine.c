@@ -1,6 +1,7 @@
 #include "worker/engine.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "base/clock.h"
@@ -118,7 +119,9 @@ static enum err open_adapters(struct engine *e) {
 static enum err open_scheduler(struct engine *e) {
     const struct config *c = e->options.config;
     const struct kern_limits *l = &e->options.limits;
+    bool arrival = strcmp(c->scheduler_policy, "arrival") == 0;
     return sched_open(&e->sched, &(struct sched_options){
+                                     .policy = arrival ? SCHED_ARRIVAL : SCHED_BACKLOG,
                                      .jobs_max = e->jobs_max,
                                      .adapters_max = adapters_max(e->adapters),
                                      .rows_max = l->slots,

@@ -51,7 +51,7 @@ struct bench_case {
     enum bench_order order;
     double alpha;
     bool idle;     /* the adapters are resident, but no job uses one */
-    bool arrival;  /* in the order of arrival: few jobs are given ahead of the rows */
+    bool arrival;  /* jobs start in the order in which they came */
     uint32_t room; /* pages for so many adapters, besides the rows' KV; 0 = the whole pool */
     double rate;   /* jobs a second; 0 = all at once */
     double cv;     /* coefficient of variation of the gaps between them */
