@@ -183,10 +183,14 @@ static void tile_store_a(const struct target *t, uint64_t place, const struct ke
     }
 }
 
-/* [column][rank] → [64 columns][ranks] */
+/* [column][rank] → [64 columns][ranks]: one run where a tile has all ranks of its columns */
 static void tile_store_b(const struct target *t, uint64_t place, const struct kern_source *m,
                          uint32_t rank, uint32_t ranks, uint32_t column) {
     uint32_t columns = min_u32(KERN_TILE_COLUMNS, m->columns - column);
+    if (ranks == m->rank) {
+        run_store(t, place, m, (uint64_t)column * ranks, columns * ranks);
+        return;
+    }
     uint32_t count = rank < m->rank ? min_u32(ranks, m->rank - rank) : 0;
     for (uint32_t c = 0; c < columns; c++) {
         run_store(t, place + (uint64_t)c * ranks, m, (uint64_t)(column + c) * m->rank + rank,
@@ -198,10 +202,13 @@ static void tile_store_b(const struct target *t, uint64_t place, const struct ke
 static void tile_store_gathered(const struct target *t, uint64_t place, const struct kern_source *m,
                                 uint32_t rank, uint32_t ranks, uint32_t column) {
     uint32_t columns = min_u32(KERN_TILE_COLUMNS, m->columns - column);
+    size_t bytes = kern_dtype_bytes(t->elem);
+    unsigned char run[KERN_TILE_COLUMNS * sizeof(float)];
+    const struct target converted = {.image = run, .elem = t->elem};
     for (uint32_t r = 0; r < ranks && rank + r < m->rank; r++) {
+        run_store(&converted, 0, m, (uint64_t)(rank + r) * m->columns + column, columns);
         for (uint32_t c = 0; c < columns; c++) {
-            run_store(t, place + (uint64_t)c * ranks + r, m,
-                      (uint64_t)(rank + r) * m->columns + column + c, 1);
+            memcpy(t->image + (place + (uint64_t)c * ranks + r) * bytes, run + c * bytes, bytes);
         }
     }
 }
