@@ -296,6 +296,7 @@ static uint64_t lay_out(struct model_adapter_plan *p, const struct kern_shape *s
     uint64_t end = 0;
     for (uint32_t i = first; i < first + count; i++) {
         struct kern_lora *lora = &p->lora[i];
+        p->ends[i] = end;
         if (lora->rank == 0) {
             continue;
         }
@@ -307,6 +308,7 @@ static uint64_t lay_out(struct model_adapter_plan *p, const struct kern_shape *s
             lora->bias = end;
             end = kern_bias_end(end, out);
         }
+        p->ends[i] = end;
     }
     return end;
 }
@@ -358,8 +360,9 @@ enum err model_adapter_plan(struct model_adapter_plan *out, const struct kern_sh
     struct model_adapter_plan p = {.layers = shape->layers};
     p.pairs = calloc(entries, sizeof *p.pairs);
     p.lora = calloc(entries, sizeof *p.lora);
+    p.ends = calloc(entries, sizeof *p.ends);
     enum err e = ERR_OK;
-    if (p.pairs == NULL || p.lora == NULL) {
+    if (p.pairs == NULL || p.lora == NULL || p.ends == NULL) {
         e = err_set(why, ERR_NO_MEMORY, "no memory for a plan of %u modules", entries);
         goto out;
     }
@@ -386,5 +389,6 @@ out:
 void model_adapter_plan_deinit(struct model_adapter_plan *p) {
     free(p->pairs);
     free(p->lora);
+    free(p->ends);
     *p = (struct model_adapter_plan){0};
 }

@@ -19,6 +19,8 @@ struct model_adapter_plan {
     uint32_t layers;
     struct model_lora_pair *pairs; /* [kern_lora_count(layers)] */
     struct kern_lora *lora;        /* [kern_lora_count(layers)] */
+    uint64_t *ends; /* [kern_lora_count(layers)] where each one's part of its list ends,
+                       and the next one's begins */
     /* Of the base's embedding and head, [vocab, hidden], or NULL: right only if they equal these.
      */
     const struct model_tensor *copies[KERN_OUTERS];

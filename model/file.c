@@ -14,6 +14,16 @@ static int64_t nanoseconds(const struct timespec *t) {
     return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
 }
 
+struct model_stat model_stat_of(const struct stat *s) {
+    int64_t modified = nanoseconds(&s->st_mtim);
+    int64_t changed = nanoseconds(&s->st_ctim); /* cp -p writes into the same inode, and sets
+                                                   the old mtime */
+    return (struct model_stat){.device = s->st_dev,
+                               .inode = s->st_ino,
+                               .bytes = (uint64_t)s->st_size,
+                               .changed_ns = modified > changed ? modified : changed};
+}
+
 int model_file_open(int dir, const char *name, int *fd, struct model_stat *stat) {
     /* O_NONBLOCK: opening a FIFO that nobody writes would wait for ever. */
     int opened = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -30,12 +40,7 @@ int model_file_open(int dir, const char *name, int *fd, struct model_stat *stat)
         (void)close(opened);
         return EINVAL;
     }
-    int64_t modified = nanoseconds(&s.st_mtim);
-    int64_t changed = nanoseconds(&s.st_ctim);
-    *stat = (struct model_stat){.device = s.st_dev,
-                                .inode = s.st_ino,
-                                .bytes = (uint64_t)s.st_size,
-                                .changed_ns = modified > changed ? modified : changed};
+    *stat = model_stat_of(&s);
     *fd = opened;
     return 0;
 }

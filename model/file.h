@@ -8,6 +8,7 @@
 #include <openssl/evp.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "base/err.h"
 
@@ -21,6 +22,8 @@ struct model_stat {
     uint64_t device, inode, bytes;
     int64_t changed_ns; /* the later of mtime and ctime */
 };
+
+struct model_stat model_stat_of(const struct stat *s);
 
 /* Opens a regular file below `dir` for reading; never blocks on a FIFO or a device.
  * Returns 0 or errno; EINVAL is "not a regular file". */

@@ -75,6 +75,18 @@ NODISCARD enum err model_step(const struct model_facts *facts, const struct kern
 /* An adapter id: 1..128 of A-Za-z0-9._:@- and no leading dot. Nothing else reaches a path. */
 bool model_adapter_id_valid(const char *id, size_t bytes);
 
+/* What stat(2) says of an adapter, cheap enough for every look: changes when the files change. */
+struct model_adapter_stamp {
+    uint64_t device, inode; /* of the weights */
+    uint64_t bytes;         /* of both files */
+    int64_t mtime_ns;       /* the latest modification or change of either */
+};
+static inline bool model_adapter_stamp_equal(const struct model_adapter_stamp *a,
+                                             const struct model_adapter_stamp *b) {
+    return a->device == b->device && a->inode == b->inode && a->bytes == b->bytes &&
+           a->mtime_ns == b->mtime_ns;
+}
+
 /* The verdict on an adapter folder: what `lorry adapters check` prints. */
 struct model_adapter_facts {
     char id[POOL_ID_BYTES];
@@ -85,21 +97,46 @@ struct model_adapter_facts {
     uint64_t file_bytes;  /* of the weights on disk */
     uint64_t image_bytes; /* in the host store */
     uint32_t page_count;
+    /* Of the files that were read; zeros where a change meanwhile might not show in it, as of files
+     * that are only seconds old. */
+    struct model_adapter_stamp stamp;
 };
+
+/* What was found when these very files were read before. */
+struct model_adapter_known {
+    struct model_adapter_stamp stamp; /* of model_adapter_facts; not zeros */
+    char revision[POOL_REVISION_BYTES];
+};
+
+/* Threads that help a loader. run() calls `part` once for each index below `count`, on any threads,
+ * the caller's too, and returns when all have returned. */
+struct model_crew {
+    void (*run)(void *context, uint32_t count, void (*part)(void *argument, uint32_t index),
+                void *argument);
+    void *context;
+};
+
+static inline void model_crew_run(const struct model_crew *crew, uint32_t count,
+                                  void (*part)(void *argument, uint32_t index), void *argument) {
+    if (crew->run != NULL && count > 1) {
+        crew->run(crew->context, count, part, argument);
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        part(argument, i);
+    }
+}
 
 struct model_adapter_options {
     const char *root;        /* folder of PEFT folders; a folder's name is the adapter's id */
     uint32_t page_tokens;    /* T: gives page_elems */
     enum kern_dtype elem;    /* of the device */
     uint32_t page_count_max; /* an adapter that needs more pages is refused; bounds the file, too */
+    struct model_crew crew;  /* empty: the caller works alone */
+    /* Of the adapter that is loaded, or NULL: files of that stamp are not hashed again. */
+    const struct model_adapter_known *known;
 };
 
-/* What stat(2) says of an adapter, cheap enough for every look: changes when the files change. */
-struct model_adapter_stamp {
-    uint64_t device, inode; /* of the weights */
-    uint64_t bytes;         /* of both files */
-    int64_t mtime_ns;       /* the latest modification or change of either */
-};
 /* Errors  ERR_UNKNOWN_ADAPTER (no such folder, and the root is there), ERR_ADAPTER_UNREADABLE (the
  *         root or the folder cannot be read now). */
 NODISCARD enum err model_adapter_stat(const char *root, const char *id,
@@ -109,9 +146,10 @@ NODISCARD enum err model_adapter_stat(const char *root, const char *id,
  * Errors  ERR_UNKNOWN_ADAPTER, ERR_ADAPTER_UNREADABLE, ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER:
  *         why names the file, field or tensor; ERR_NO_SPACE: the store is full of held images, or
  *         there is no memory for the files: worth retrying.
- * Cost    reads the files once, whole, into memory that is given back; hashes them; one pass of
- *         conversion, unless an image of the same bytes is in the store. Copies of the embedding
- * and the head are read with them, and the model's own in small parts. */
+ * Cost    reads the files once, whole, into memory that is given back; hashes them, if they are not
+ *         known; one pass of conversion, unless an image of the same bytes is in the store. The
+ *         crew shares in the reading and the conversion; the hash is one part of it. Copies of the
+ *         embedding and the head are read with them, and the model's own in small parts. */
 NODISCARD enum err model_adapter_load(const struct model_facts *model,
                                       const struct model_adapter_options *options, const char *id,
                                       struct pool_store *store, struct pool_image **image,

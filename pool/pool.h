@@ -157,13 +157,14 @@ NODISCARD enum err pool_store_open(struct pool_store **out,
 void pool_store_close(struct pool_store *s);
 
 /* Reserves room for an image, evicting the least recently used that nobody holds until it fits.
- * `image` is the caller's to fill (`elements` and `lora` are zeroed) until committed or aborted;
- * ids and sizes are taken from `wanted` (bytes, elements and lora are ignored).
+ * `image` is the caller's to fill (`elements` and `lora` hold anything) until committed or aborted;
+ * ids and sizes are taken from `wanted` (bytes, elements and lora are ignored). The revision may
+ * follow before the commit.
  * Errors  ERR_NO_SPACE: what is held leaves no hole of this size; nothing was evicted; worth
  *         retrying after a drop. ERR_UNSUPPORTED_ADAPTER: larger than the whole budget (why names
  *         both). ERR_NO_MEMORY.
  * Thread: any, like all of the store.
- * Cost    O(images) under the mutex; zeroing the room outside it. */
+ * Cost    O(images) under the mutex. */
 NODISCARD enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wanted,
                                       uint32_t elem_bytes, struct pool_image **image,
                                       struct err_text *why);

@@ -253,7 +253,6 @@ enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wante
                        (unsigned long long)all, wanted->id);
     }
     unsigned char *memory = arena_memory(x);
-    memset(memory, 0, all); /* outside the mutex: the extent is ours alone */
     e->image = *wanted;
     e->image.bytes = elements;
     e->image.elements = memory;

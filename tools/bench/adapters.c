@@ -100,6 +100,8 @@ static void fill_image(const struct bench_adapters *a, struct pool_image *image,
     struct kern_lora lora[KERN_MODULES];
     (void)layer_place(a, image->rank_max, lora);
     uint64_t layer_bytes = image->page_count * image->page_elems * kern_dtype_bytes(a->elem);
+    memset(image->elements, 0, image->bytes);
+    memset(image->lora, 0, kern_lora_count(s->layers) * sizeof *image->lora);
     struct fill f = {.a = a, .page_elems = image->page_elems, .hash = hash};
     for (uint32_t layer = 0; layer < s->layers; layer++) {
         f.list = (unsigned char *)image->elements + layer * layer_bytes;

@@ -96,6 +96,7 @@ static struct pool_image *image_of(struct fixture *f, uint32_t number, uint32_t 
                    FAKE_PAGE_ELEMS);
         }
     }
+    memset(image->lora, 0, kern_lora_count(FAKE_LAYERS) * sizeof *image->lora);
     image->lora[KERN_MODULES].rank = number; /* of layer 1 */
     return pool_store_commit(f->store, image);
 }
