@@ -10,7 +10,8 @@
 enum {
     ADAPTER_PAGES_MAX = 4096, /* rank 512 on all modules of an 8B model takes 1,280 */
     STORED_BYTES_MIN = 2,     /* of a weight in a checkpoint: f16, bf16 */
-    FIXED_BYTES = 256 << 20,  /* tables, tokenizer, activations, threads, libraries */
+    FIXED_BYTES = 256 << 20,  /* tokenizer, activations, threads, libraries */
+    JOB_BYTES = 6 << 10,      /* of all tables together, for each of backlog.jobs */
     POOL_TOKENS_MIN = 1024,   /* a GPU with room for fewer is not worth starting on */
 };
 
@@ -120,8 +121,9 @@ enum err worker_plan(const struct config *c, const struct kern_ops *ops,
     if (e != ERR_OK) {
         return e;
     }
-    p.memory_bytes = (uint64_t)c->store_bytes + (uint64_t)c->backlog_bytes +
-                     (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
+    /* records, and as much again for the tokens made of them: 4 bytes for some 4 of text */
+    p.memory_bytes = 2 * (uint64_t)c->backlog_bytes + (uint64_t)c->backlog_jobs * JOB_BYTES;
+    p.memory_bytes += (uint64_t)c->store_bytes + (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
     if (!gpu) { /* and what slots with penalties count */
         uint64_t history = (uint64_t)p.rows * shape->vocab * sizeof(uint32_t);
         p.memory_bytes += history + p.pool_bytes + p.weight_bytes;

@@ -43,6 +43,7 @@ struct load {
     bool cold;                     /* adapters lie in the root, else in the host store */
     uint32_t warm;                 /* so many lie in pages */
     uint32_t pages;
+    uint32_t sight; /* most jobs in the process, backlog.jobs; 0 = all */
 };
 
 struct job {
@@ -57,7 +58,7 @@ struct gpu {
     struct sched_adapter *adapters;
     double *due_us; /* [adapters] when it is loaded, or fetched */
     uint64_t seed;
-    uint32_t pages_free, pages_pending, left;
+    uint32_t pages_free, pages_pending, given, left;
     double now_us, end_us, copy_us, fetch_us;
     /* the step in flight */
     uint32_t *sampled, sampled_count, step_tokens, step_pages;
@@ -100,23 +101,29 @@ static uint32_t draw_skewed(uint64_t *seed, uint32_t adapters) {
     return at;
 }
 
-static void give_jobs(struct gpu *g) {
+static void make_jobs(struct gpu *g) {
     const struct load *l = g->load;
     for (uint32_t i = 0; i < l->jobs; i++) {
+        g->jobs[i].adapter = l->in_turn  ? i % l->adapters
+                             : l->skewed ? draw_skewed(&g->seed, l->adapters)
+                                         : seed_below(&g->seed, l->adapters);
+    }
+}
+
+static void give_jobs(struct gpu *g) {
+    const struct load *l = g->load;
+    while (g->given < l->jobs && (l->sight == 0 || g->given + g->left < l->jobs + l->sight)) {
         uint64_t bound = 0;
-        uint32_t adapter = l->in_turn  ? i % l->adapters
-                           : l->skewed ? draw_skewed(&g->seed, l->adapters)
-                                       : seed_below(&g->seed, l->adapters);
-        g->jobs[i] = (struct job){.adapter = adapter};
-        struct sched_job job = {.job = i,
-                                .adapter = adapter,
+        struct sched_job job = {.job = g->given,
+                                .adapter = g->jobs[g->given].adapter,
                                 .prompt_tokens = PROMPT,
                                 .output_tokens = OUTPUT,
                                 .deadline_ms = INT64_MAX,
-                                .arrival = i};
+                                .arrival = g->given};
         if (sched_enter(g->sched, &job, &bound) != ERR_OK) {
             fail("a job is refused");
         }
+        g->given++;
     }
 }
 
@@ -149,7 +156,7 @@ static void gpu_open(struct gpu *g, const struct load *l, enum sched_policy poli
         g->adapters[i].pages = l->cold ? 0 : pages;
         g->pages_free -= resident ? pages : 0;
     }
-    give_jobs(g);
+    make_jobs(g);
 }
 
 static void gpu_close(struct gpu *g) {
@@ -295,6 +302,7 @@ static struct outcome run(const struct load *l, enum sched_policy policy) {
     gpu_open(&g, l, policy);
     f.jobs = room(l->rows, sizeof *f.jobs);
     for (uint32_t idle = 0; g.left > 0;) {
+        give_jobs(&g);
         adapters_turn(&g);
         struct sched_snapshot snapshot = {.now_ms = 1,
                                           .pages_free = g.pages_free,
@@ -398,6 +406,24 @@ static const struct {
     {{"skewed:500", A1, .adapters = 500, TURNS, .skewed = true, .warm = 500}, 160},
 };
 
+/* A1's jobs on 8 adapters in turn and 256 rows, in a pool with room for few adapters beside these
+ * rows: within 5 % of one that has room for all. */
+static void churn(void) {
+    enum { ROWS = 256, ALL = 8 };
+    static const uint32_t rooms[] = {ALL, 2, 1};
+    double all_s = 0;
+    for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
+        char name[16];
+        (void)snprintf(name, sizeof name, "churn:%u", rooms[i]);
+        struct load l = {name, .jobs = 1000, .rows = ROWS, .adapters = ALL, R16, .in_turn = true};
+        l.pages = rooms[i] * RANK_PAGES + ROWS * (JOB_PAGES + 2);
+        l.warm = rooms[i];
+        struct outcome o = show(&l, SCHED_BACKLOG);
+        all_s = i == 0 ? o.seconds : all_s;
+        require(o.seconds < all_s / 0.95, &l, "it waits for adapters");
+    }
+}
+
 int main(void) {
     static const struct load g[] = {
         {"G16", G, .adapters = 1000, R16, .warm = 1000, .pages = H200_PAGES},
@@ -407,10 +433,20 @@ int main(void) {
     };
     static const struct load cold = {"G16, cold",         G, .adapters = 1000, R16, .cold = true,
                                      .pages = SMALL_PAGES};
+    churn();
     struct outcome warm = compare(&g[0], 1.5, 1.10);
     (void)compare(&g[1], 1.5, 1.10);
     (void)compare(&g[2], 1.5, 1.35);
     (void)compare(&g[3], 1.5, 1.35);
+    for (uint32_t sight = 1024; sight <= 4096;
+         sight *= 2) { /* what a shorter look-ahead is worth */
+        struct load near = g[0];
+        char name[16];
+        (void)snprintf(name, sizeof name, "G16 of %u", sight);
+        near.name = name;
+        near.sight = sight;
+        (void)show(&near, SCHED_BACKLOG);
+    }
     struct outcome o = show(&cold, SCHED_BACKLOG);
     require(o.seconds < 1.02 * warm.seconds, &cold, "fetches and loads are not hidden");
     for (size_t i = 0; i < sizeof full / sizeof full[0]; i++) {

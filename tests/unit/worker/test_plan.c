@@ -84,6 +84,20 @@ static void test_gpu(void **state) {
     assert_true(p.load_us_page > 0.1 && p.load_us_page < 10);
 }
 
+/* The sum that is printed at start follows what the backlog may hold. */
+static void test_memory_follows_the_backlog(void **state) {
+    (void)state;
+    struct worker_plan p = {0};
+    struct worker_plan q = {0};
+    struct err_text why = {0};
+    room = UINT64_C(100000) << 20;
+    assert_int_equal(plan_with("--backlog.jobs=1000", "--backlog.bytes=1M", &p, &why), ERR_OK);
+    assert_int_equal(plan_with("--backlog.jobs=17384", "--backlog.bytes=1M", &q, &why), ERR_OK);
+    assert_int_equal(q.memory_bytes - p.memory_bytes, 16384 * 6144);
+    assert_int_equal(plan_with("--backlog.jobs=1000", "--backlog.bytes=3M", &q, &why), ERR_OK);
+    assert_int_equal(q.memory_bytes - p.memory_bytes, 2 * (2 << 20)); /* and their tokens */
+}
+
 static void test_gpu_as_told(void **state) {
     (void)state;
     struct worker_plan p = {0};
@@ -188,6 +202,7 @@ static void test_refusals(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_gpu),       cmocka_unit_test(test_gpu_as_told),
+        cmocka_unit_test(test_memory_follows_the_backlog),
         cmocka_unit_test(test_store),     cmocka_unit_test(test_cpu),
         cmocka_unit_test(test_state_dir), cmocka_unit_test(test_refusals),
     };
