@@ -3,7 +3,11 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-.PHONY: help setup build demo bench test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean
+EXPERIMENTS = base lora slora churn scale kernels peft
+EXPERIMENTS_PYTHON ?= python3
+
+.PHONY: help setup build demo bench test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean \
+	$(EXPERIMENTS:%=bench-%) bench-plots
 
 help:
 	@echo "make setup   install what is missing: packages, Kafka, Python environment, model"
@@ -14,6 +18,8 @@ help:
 	@echo "make test-gpu   the tests that need an NVIDIA GPU"
 	@echo "make sanitize-gpu   the same, in part, under compute-sanitizer"
 	@echo "make bench-ops   times each block of a step on the device; BENCH=options, see BENCH=--help"
+	@echo "make bench-SET   an experiment of docs/PERFORMANCE.md: $(EXPERIMENTS); BENCH=--dry"
+	@echo "make bench-plots   tables and plots of what those gave, into docs/PERFORMANCE.md"
 	@echo "make cuda-all   compiles the CUDA kernels for every GPU they know; needs none"
 	@echo "make sim SEED=n   replay one simulation"
 	@echo "make lint    format, layers, clang-tidy, scripts;  make fmt formats"
@@ -57,6 +63,15 @@ bench-ops:
 	@cmake --preset $(BENCH_PRESET) >/dev/null
 	@cmake --build build/$(BENCH_PRESET) -j $(JOBS) --target bench_ops >/dev/null
 	@build/$(BENCH_PRESET)/tools/bench_ops $(BENCH)
+
+# No setup, as above. bench-peft needs a Python with torch and peft.
+$(EXPERIMENTS:%=bench-%): bench-%:
+	@cmake --preset release >/dev/null
+	@cmake --build build/release -j $(JOBS) --target lorry bench_ops >/dev/null
+	@tools/experiments/run $* --python "$(EXPERIMENTS_PYTHON)" $(BENCH)
+
+bench-plots:
+	@tools/experiments/run plots
 
 cuda:
 	@tools/setup --quiet cuda

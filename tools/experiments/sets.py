@@ -1,0 +1,144 @@
+"""Which commands make which figures. Names of cases are those of `lorry bench --case help`."""
+
+import dataclasses
+
+FILE = "FILE"  # stands for a file that the program writes its results to
+ADAPTER_COUNTS = (5, 100, 500, 1000, 2000)
+
+
+@dataclasses.dataclass
+class Run:
+    program: str  # "lorry", "bench_ops", "peft"
+    words: list
+    key: str = ""  # of its result; empty: each result's own case
+    needs: str = ""  # what the program's help must have, else it is left out
+
+    def only(self, wanted):
+        """This run with none but the wanted results; None: nothing is left."""
+        if self.key:
+            return self if self.key in wanted else None
+        if "--case" not in self.words:
+            return self
+        at = self.words.index("--case") + 1
+        cases = [case for case in self.words[at].split(",") if case in wanted]
+        words = [*self.words[:at], ",".join(cases), *self.words[at + 1 :]]
+        return dataclasses.replace(self, words=words) if cases else None
+
+
+@dataclasses.dataclass
+class Set:
+    about: str
+    seconds: int  # some, on an H200
+    runs: list
+
+
+def cases(*names):
+    """One process for all, as long as they have one shape."""
+    return Run("lorry", ["bench", "--json", "--case", ",".join(names)])
+
+
+def case(name, *words, label="", needs=""):
+    key = f"{name} {label}".strip()
+    return Run("lorry", ["bench", "--json", "--case", name, *words], key, needs)
+
+
+def workload(key, *words):
+    return Run("lorry", ["bench", "--json", *words], key)
+
+
+# 500 adapters, ranks by turns, popularity 1/rank of the name.
+MANY = ("--adapter-count", "500", "--rank", "8,16,32,64", "--order", "skewed:1")
+# S-LoRA's pool on an A10G: 14,500 tokens, of 16 to a page.
+A10G = ("--pool.pages", "906")
+PEFT_SIDE = ("--shape", "llama-2-7b", "--input", "256", "--output", "128", "--rank", "16",
+             "--targets", "qkvo", "--repeat", "2")  # fmt: skip
+
+
+def peft_side(rows, adapters):
+    key = f"lorry {'mixed' if adapters > 1 else 'one'} {rows}"
+    count = ("--jobs", str(rows), "--rows", str(rows), "--adapter-count", str(adapters))
+    return workload(key, *PEFT_SIDE, *count)
+
+
+SETS = {
+    "base": Set(
+        "the base model, beside vLLM",
+        300,
+        [cases("A1", "A2", "E1", "A10k", "A1000"), cases("F0")],
+    ),
+    "lora": Set(
+        "1 to 200 adapters of rank 16, 64 and mixed, beside vLLM",
+        360,
+        [
+            cases("A1", "A2", "E1", "B1:1", "B1:8", "B1:32", "B1:200", "B2:1", "B2:8", "B2:32",
+                  "B2:200", "C1", "C2", "D1"),
+            cases("F0", "F"),
+        ],
+    ),  # fmt: skip
+    "slora": Set(
+        "S-LoRA's workloads to 2,000 adapters; its pool and its order of jobs as baselines",
+        1500,
+        [
+            cases(*[f"S1:{n}" for n in ADAPTER_COUNTS], *[f"S2:{n}" for n in ADAPTER_COUNTS[:4]],
+                  *[f"S1rate:{n}" for n in (5, 200, 2000)]),
+            cases(*[f"S4:{n}" for n in ADAPTER_COUNTS[:3]]),
+            case("S2:200", *A10G, label="small"),
+            case("S2:200", *A10G, "--split", label="small split", needs="--split"),
+            cases("G16", "G16a"),
+            cases("G64", "G64a"),
+        ],
+    ),  # fmt: skip
+    "churn": Set(
+        "8 adapters in turn, with room for 8, 2 and 1 of them",
+        60,
+        [
+            cases("churn:8", "churn:2", "churn:1"),
+            case("churn:8", "--order", "sorted", label="sorted"),
+        ],
+    ),
+    "scale": Set(
+        "500 adapters, ranks by turns, skewed: A1's and A2's jobs",
+        90,
+        [
+            cases("A1", "A2"),
+            case("A1", *MANY, label="500"),
+            case("A2", *MANY, label="500"),
+        ],
+    ),
+    "kernels": Set(
+        "what adapters add to each block of a step",
+        120,
+        [Run("bench_ops", ["--lora", "--json", FILE], "lora")],
+    ),
+    "peft": Set(
+        "PEFT and Lorry on the same GPU, shape and batch",
+        150,
+        [
+            peft_side(32, 8),
+            peft_side(128, 8),
+            peft_side(128, 1),
+            Run("peft", ["--batches", "32,128"]),
+        ],
+    ),
+}
+
+
+def find(name, result):
+    """The run of a set that gives such a result, for one that was made elsewhere."""
+    if result.get("peer") == "peft":
+        return next(run for run in SETS[name].runs if run.program == "peft")
+    if "results" in result:
+        return next(run for run in SETS[name].runs if run.program == "bench_ops")
+    work = result["workload"]
+    if name == "peft":
+        kind = "mixed" if work["adapters"] > 1 else "one"
+        wanted = f"lorry {kind} {work['jobs']}"
+        return next(run for run in SETS[name].runs if run.key == wanted)
+    many = work["adapters"] == 500 and work["order"] == "skewed"
+    wanted = f"{result['case']} 500" if many else result["case"]
+    if result["case"].startswith("churn") and work["order"] == "sorted":
+        wanted += " sorted"
+    for run in SETS[name].runs:
+        if run.key == wanted or (not run.key and wanted in run.words[-1].split(",")):
+            return run
+    raise SystemExit(f"the set {name} has no case {wanted}")
