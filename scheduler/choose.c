@@ -45,9 +45,10 @@ static bool enough_ahead(const struct sched *s, const struct sched_turn *t, uint
     if (t->load_ahead + t->loads_owed < SCHED_LOAD_AHEAD || t->loads_owed > 0) {
         return t->load_ahead + t->loads_owed >= SCHED_LOAD_AHEAD;
     }
-    uint64_t wanted = t->snapshot->adapters[queue].pages + wanted_pages(s, queue) + t->pages_ahead +
-                      t->pages_promised + t->pages_owed;
-    return t->rows_ahead >= s->options.rows_max - s->running_count || wanted > t->pages_free;
+    uint64_t pages = t->snapshot->adapters[queue].pages;
+    uint64_t rows = wanted_pages(s, queue) + t->pages_ahead + t->pages_promised;
+    bool fits = sched_split(s) ? pages <= t->adapter_free : pages + rows <= t->pages_free;
+    return t->rows_ahead >= s->options.rows_max - s->running_count || !fits;
 }
 
 /* ---- admission ---------------------------------------------------------------------------- */
@@ -62,7 +63,7 @@ static void start(struct sched *s, struct sched_turn *t, uint32_t job, struct sc
     }
     sched_run(s, job);
     DCHECK(found.pages <= t->pages_free);
-    t->pages_free -= found.pages; /* twice where two find the same page: the next plan knows */
+    sched_take(t, found.pages); /* twice where two find the same page: the next plan knows */
     j->found_pages = found.tokens / s->options.page_tokens;
     sched_emit(s, t,
                &(struct sched_work){
@@ -116,7 +117,7 @@ static enum admitted admit(struct sched *s, struct sched_turn *t, uint32_t job,
     if (s->running_count == 0) {
         if (t->pages_free == 0) {
             claim.force = SCHED_TAKE_ANY;
-            (void)sched_make_pages(s, t, 1, &claim);
+            (void)sched_make_kv_pages(s, t, 1, &claim);
             return NO_PAGES;
         }
         if (found.pages >= t->pages_free) {
@@ -132,7 +133,8 @@ static enum admitted admit(struct sched *s, struct sched_turn *t, uint32_t job,
     uint64_t wanted = rest + found.pages + output + 1 + (uint64_t)t->pages_promised;
     if (wanted > t->pages_free) {
         uint64_t missing = wanted - t->pages_free;
-        (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
+        uint32_t pages = missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX;
+        (void)sched_make_kv_pages(s, t, pages, &claim);
         return NO_PAGES;
     }
     start(s, t, job, found, sched_min(j->known - found.tokens, most));
@@ -162,11 +164,14 @@ static bool load(struct sched *s, struct sched_turn *t, uint32_t queue, enum sch
     }
     struct sched_claim claim = {.queue = queue, .force = force, .order = s->jobs[q->oldest].order};
     uint32_t evicted = s->evicts.count;
-    uint64_t wanted =
-        pages + (uint64_t)t->pages_owed + (s->running_count > 0 ? (uint64_t)t->pages_promised : 0);
-    bool room = wanted <= t->pages_free;
-    if (!room) {
-        uint64_t missing = wanted - t->pages_free;
+    uint64_t wanted = pages + (uint64_t)t->pages_owed;
+    if (s->running_count > 0 && !sched_split(s)) {
+        wanted += t->pages_promised;
+    }
+    bool room = wanted <= sched_min(t->adapter_free, t->pages_left);
+    uint32_t part = sched_split(s) ? t->adapter_free : t->pages_left;
+    if (wanted > part) {
+        uint64_t missing = wanted - part;
         (void)sched_make_pages(s, t, missing < UINT32_MAX ? (uint32_t)missing : UINT32_MAX, &claim);
     }
     if (t->adapter_slots == 0 && s->evicts.count == evicted) {
@@ -177,7 +182,9 @@ static bool load(struct sched *s, struct sched_turn *t, uint32_t queue, enum sch
         t->loads_owed++;
         return false;
     }
-    t->pages_free -= pages;
+    t->pages_left -= pages;
+    t->pages_free = sched_min(t->pages_free, t->pages_left);
+    t->adapter_free -= pages;
     t->adapter_slots--;
     t->loading++;
     ahead_put(s, t, queue);

@@ -45,7 +45,7 @@ void sched_emit(struct sched *s, struct sched_turn *t, const struct sched_work *
     s->jobs[work->job].work_at = s->work_count;
     s->work[s->work_count++] = *work;
     t->tokens_left -= work->tokens;
-    t->pages_free -= work->pages;
+    sched_take(t, work->pages);
 }
 
 /* Work for a running sequence, as far as tokens and pages go. */
@@ -128,6 +128,7 @@ static void preempt(struct sched *s, struct sched_turn *t, uint32_t job) {
     if (j->work_at != SCHED_NONE) {
         struct sched_work *w = &s->work[j->work_at];
         t->pages_free += w->pages;
+        t->pages_left += w->pages;
         t->tokens_left += w->tokens;
         t->pages_coming += w->pages; /* they are free already, and serve the same need */
         w->tokens = 0;               /* settle() drops it */
@@ -158,7 +159,7 @@ static void relieve(struct sched *s, struct sched_turn *t) {
         }
     }
     struct sched_claim claim = {.queue = SCHED_NONE, .force = SCHED_TAKE_ANY};
-    if (sched_make_pages(s, t, t->pages_short, &claim)) {
+    if (sched_make_kv_pages(s, t, t->pages_short, &claim)) {
         return;
     }
     uint32_t older = SCHED_NONE;
@@ -237,16 +238,30 @@ static void sort_work(struct sched *s) {
     s->work_scratch = to;
 }
 
+/* What a split pool's parts have left. What steps in flight still name is in neither part's use,
+ * nor is it free: what is left of both may be more than what is free. */
+static void split(const struct sched *s, struct sched_turn *t) {
+    t->adapter_free = UINT32_MAX;
+    if (sched_split(s)) {
+        uint32_t kv = sched_min(t->snapshot->pages_kv, sched_kv_pages(s));
+        uint32_t adapters = sched_min(t->snapshot->pages_adapters, s->options.split_pages);
+        t->pages_free = sched_min(t->pages_free, sched_kv_pages(s) - kv);
+        t->adapter_free = s->options.split_pages - adapters;
+    }
+}
+
 void sched_plan(struct sched *s, const struct sched_snapshot *snapshot, struct sched_plan *plan) {
     CHECK(snapshot->adapters != NULL || s->options.adapters_max == 0);
     s->plans++;
     s->abort_count = s->work_count = 0;
     s->preempts.count = s->evicts.count = s->loads.count = s->fetches.count = 0;
     struct sched_turn t = {.snapshot = snapshot,
+                           .pages_left = snapshot->pages_free,
                            .pages_free = snapshot->pages_free,
                            .pages_coming = snapshot->pages_pending,
                            .adapter_slots = snapshot->adapter_slots_free,
                            .tokens_left = s->options.step_tokens};
+    split(s, &t);
     sched_residents_refresh(s, &t);
     abort_expired(s, snapshot->now_ms);
     continue_running(s, &t);

@@ -73,16 +73,23 @@ bool sched_evict_one(struct sched *s, struct sched_turn *t, const struct sched_c
     }
     s->queues[victim].evict_mark = s->plans;
     s->evicts.items[s->evicts.count++] = victim;
-    t->pages_coming += t->snapshot->adapters[victim].pages;
+    *(sched_split(s) ? &t->adapter_coming : &t->pages_coming) +=
+        t->snapshot->adapters[victim].pages;
     return true;
 }
 
 bool sched_make_pages(struct sched *s, struct sched_turn *t, uint32_t pages,
                       const struct sched_claim *claim) {
-    while (t->pages_coming < pages) {
+    const uint32_t *coming = sched_split(s) ? &t->adapter_coming : &t->pages_coming;
+    while (*coming < pages) {
         if (!sched_evict_one(s, t, claim)) {
             return false;
         }
     }
     return true;
+}
+
+bool sched_make_kv_pages(struct sched *s, struct sched_turn *t, uint32_t pages,
+                         const struct sched_claim *claim) {
+    return sched_split(s) ? t->pages_coming >= pages : sched_make_pages(s, t, pages, claim);
 }

@@ -112,8 +112,11 @@ struct sched {
 /* One call of sched_plan(). Page counts are a working copy that covers the plan so far. */
 struct sched_turn {
     const struct sched_snapshot *snapshot;
-    uint32_t pages_free;
-    uint32_t pages_coming;   /* pending ones, and of what this plan evicts */
+    uint32_t pages_left;     /* of all that are free */
+    uint32_t pages_free;     /* of them, for KV: all, unless the pool is split */
+    uint32_t adapter_free;   /* that adapters may still take of their part of a split pool */
+    uint32_t pages_coming;   /* pending ones, and of what this plan evicts; split: for KV, */
+    uint32_t adapter_coming; /* and these for adapters */
     uint32_t pages_promised; /* to running sequences: rest of the prompt, and one page for each */
     uint32_t adapter_slots;
     uint32_t tokens_left;
@@ -178,10 +181,29 @@ static inline bool sched_unfinished(const struct sched_seq *j) {
     return j->sampled < j->output_tokens;
 }
 
+static inline bool sched_split(const struct sched *s) {
+    return s->options.split_pages > 0;
+}
+
+/* Pages that KV may take when there is nothing else. */
+static inline uint32_t sched_kv_pages(const struct sched *s) {
+    return s->options.pages - s->options.split_pages;
+}
+
+/* Takes free pages for KV. */
+static inline void sched_take(struct sched_turn *t, uint32_t pages) {
+    t->pages_free -= pages;
+    t->pages_left -= pages;
+}
+
 /* The most pages that a sequence may ever have beside its adapter. */
 static inline uint32_t sched_pages_max(const struct sched *s, const struct sched_turn *t,
                                        uint32_t queue) {
     uint32_t adapter = sched_min(sched_adapter_pages(s, t, queue), s->options.pages);
+    if (sched_split(s)) {
+        bool fits = adapter <= s->options.split_pages;
+        return fits ? sched_min(s->options.slot_pages, sched_kv_pages(s)) : 0;
+    }
     return sched_min(s->options.slot_pages, s->options.pages - adapter);
 }
 
@@ -215,9 +237,12 @@ struct sched_claim { /* who evicts */
 };
 void sched_residents_refresh(struct sched *s, const struct sched_turn *t);
 void sched_resident_note(struct sched *s, uint32_t queue);
-/* Evicts until `pages` are coming; false: there are not as many to be had. */
+/* Evicts until `pages` are coming for an adapter; false: there are not as many to be had. */
 bool sched_make_pages(struct sched *s, struct sched_turn *t, uint32_t pages,
                       const struct sched_claim *claim);
+/* The same for KV, to which adapters of a split pool give nothing. */
+bool sched_make_kv_pages(struct sched *s, struct sched_turn *t, uint32_t pages,
+                         const struct sched_claim *claim);
 /* Evicts one. */
 bool sched_evict_one(struct sched *s, struct sched_turn *t, const struct sched_claim *claim);
 

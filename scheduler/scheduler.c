@@ -33,6 +33,7 @@ enum err sched_open(struct sched **out, const struct sched_options *options) {
     CHECK(options->chunk_tokens >= 1);
     CHECK(options->page_tokens >= 1);
     CHECK(options->pages >= 1);
+    CHECK(options->split_pages < options->pages);
     CHECK(options->slot_pages >= 1);
     struct sched *s = calloc(1, sizeof *s);
     if (s == NULL) {
@@ -134,7 +135,7 @@ enum err sched_enter(struct sched *s, const struct sched_job *job, uint64_t *bou
     struct sched_seq *j = &s->jobs[job->job];
     CHECK(j->state == SCHED_FREE);
     if (sched_pages(s, (uint64_t)job->prompt_tokens + 1) >
-        sched_min(s->options.slot_pages, s->options.pages)) {
+        sched_min(s->options.slot_pages, sched_kv_pages(s))) {
         return ERR_PROMPT_TOO_LONG;
     }
     *j = (struct sched_seq){

@@ -42,6 +42,8 @@ struct sched_options {
                               does not hold up the decode rows beside it */
     uint32_t page_tokens;  /* T */
     uint32_t pages;        /* of the whole pool */
+    uint32_t split_pages;  /* of these so many are for adapters alone, and the rest for KV alone, as
+                              servers without a unified pool have it: a baseline. 0 = all for both */
     uint32_t slot_pages;   /* most pages of a sequence */
     uint32_t wait_steps;   /* an adapter whose oldest job has waited this many steps goes first */
     double step_us_fixed;  /* cost model's prior: time of an empty step, */
@@ -66,8 +68,8 @@ struct sched_job {
  * before this many more plans with work (invariant 5), not counting those during which its adapter
  * was AWAY, FETCHING or LOADING. Conservative: sched_bound() in scheduler.c says how it comes
  * about. Errors  ERR_NO_SPACE: an index of jobs_max or more. ERR_PROMPT_TOO_LONG: the prompt and
- * one token do not fit into a slot's page list, or into the pool alone. An output, or an adapter,
- * that outgrows the pool later ends the job by SCHED_NO_ROOM. */
+ * one token do not fit into a slot's page list, or into the pool (its part for KV) alone. An
+ * output, or an adapter, that outgrows the pool later ends the job by SCHED_NO_ROOM. */
 NODISCARD enum err sched_enter(struct sched *s, const struct sched_job *job, uint64_t *bound_steps);
 /* The job is gone, whatever it was doing (finished, cancelled, dropped). CHECKs that it is known.
  */
@@ -102,6 +104,7 @@ struct sched_snapshot {
     uint32_t pages_free;                  /* can be reserved at once, those included that are kept
                                              for what was computed into them */
     uint32_t pages_pending;               /* will be free when steps in flight end */
+    uint32_t pages_kv, pages_adapters;    /* in use; read only where the pool is split */
     uint32_t adapter_slots_free;          /* of the device's adapter table */
     const struct sched_adapter *adapters; /* [adapters_max] */
     /* A column that is read only where it is needed: of jobs about to start, whose adapter is

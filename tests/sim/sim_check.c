@@ -40,6 +40,9 @@ static uint32_t room_of(const struct sim_world *w, const struct sim_job *j) {
     const struct sched_options *o = &w->knobs.options;
     uint32_t taken = adapter_pages(w, j->entry.adapter);
     uint32_t room = taken < o->pages ? o->pages - taken : 0;
+    if (o->split_pages > 0) {
+        room = taken <= o->split_pages ? o->pages - o->split_pages : 0;
+    }
     return room < o->slot_pages ? room : o->slot_pages;
 }
 
@@ -160,6 +163,21 @@ static void check_row(const struct sim_world *w, const struct sched_work *work,
     require(pages <= w->knobs.options.slot_pages, "beyond the slot", work->job);
 }
 
+/* A split pool's parts. A page that is found while a step in flight still names it is counted as in
+ * use only afterwards, so that with prefixes the part for KV may be overdrawn by some. */
+static void check_parts(const struct sim_world *w, uint32_t load_pages, uint32_t kv_pages) {
+    const struct sched_options *o = &w->knobs.options;
+    uint32_t adapters = sim_adapters_pages(w);
+    uint32_t kv = pool_counts(w->pool).kv - adapters;
+    if (o->split_pages == 0) {
+        return;
+    }
+    require(adapters + load_pages <= o->split_pages, "beyond the adapters' part", load_pages);
+    if (!w->knobs.prefixes) {
+        require(kv + kv_pages <= o->pages - o->split_pages, "beyond KV's part", kv_pages);
+    }
+}
+
 static void check_work(struct sim_world *w, const struct sched_plan *plan, struct touches *seen,
                        uint32_t load_pages) {
     uint32_t tokens = 0;
@@ -189,6 +207,7 @@ static void check_work(struct sim_world *w, const struct sched_plan *plan, struc
     require(tokens <= w->knobs.options.step_tokens, "beyond the step's tokens", tokens);
     struct pool_counts counts = pool_counts(w->pool);
     require(pages <= counts.free + counts.cached, "beyond the free pages", pages);
+    check_parts(w, load_pages, pages - load_pages);
     require(starts <= slots, "beyond the slots", starts);
 }
 
@@ -290,10 +309,7 @@ void sim_check_world(struct sim_world *w) {
             seen[j->pages[k]] = true;
         }
     }
-    for (uint32_t i = 0; i < w->knobs.options.adapters_max; i++) {
-        enum sched_adapter_state state = w->view[i].state;
-        pages += state == SCHED_LOADING || state == SCHED_RESIDENT ? w->view[i].pages : 0;
-    }
+    pages += sim_adapters_pages(w);
     require(pages == pool_counts(w->pool).kv, "pages do not add up", pages);
     if (w->tick % 64 == 0) {
         pool_check(w->pool);

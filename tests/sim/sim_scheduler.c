@@ -41,12 +41,13 @@ static void run(struct sim_world *w, uint64_t seed) {
 static void report(uint64_t seed, const struct sim_world *w) {
     const struct sim_knobs *k = &w->knobs;
     (void)printf("seed %" PRIu64
-                 ": policy=%s adapters=%u rows=%u step_tokens=%u chunk=%u T=%u pages=%u "
+                 ": policy=%s split=%u adapters=%u rows=%u step_tokens=%u chunk=%u T=%u pages=%u "
                  "slot_pages=%u wait_steps=%u table=%u store=%u\n",
                  seed, k->options.policy == SCHED_ARRIVAL ? "arrival" : "backlog",
-                 k->options.adapters_max, k->options.rows_max, k->options.step_tokens,
-                 k->options.chunk_tokens, k->options.page_tokens, k->options.pages,
-                 k->options.slot_pages, k->options.wait_steps, k->adapter_slots, k->store_images);
+                 k->options.split_pages, k->options.adapters_max, k->options.rows_max,
+                 k->options.step_tokens, k->options.chunk_tokens, k->options.page_tokens,
+                 k->options.pages, k->options.slot_pages, k->options.wait_steps, k->adapter_slots,
+                 k->store_images);
     (void)printf(
         "  ticks=%u steps=%" PRIu64 " rows/step=%.1f tokens=%" PRIu64 " loads=%" PRIu64
         " preempted=%" PRIu64 " found=%" PRIu64 "\n  finished=%" PRIu64 " expired=%" PRIu64

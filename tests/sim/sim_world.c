@@ -58,6 +58,7 @@ static void turn_knobs(struct sim_world *w) {
     k->groups = between(w, 1, 3);
     k->common_max = sim_chance(w, 50) ? slot : between(w, 0, k->prompt_max);
     k->options.policy = sim_chance(w, 40) ? SCHED_ARRIVAL : SCHED_BACKLOG;
+    k->options.split_pages = sim_chance(w, 80) ? 0 : between(w, 1, k->options.pages - 1);
 }
 
 void sim_open(struct sim_world *w, uint64_t seed) {
@@ -299,8 +300,8 @@ static void send(struct sim_world *w) {
     uint32_t common = sim_below(w, k->common_max + 1);
     j->common = common < j->known ? common : j->known;
     enum err e = sched_enter(w->sched, &j->entry, &j->bound);
-    uint32_t room =
-        k->options.slot_pages < k->options.pages ? k->options.slot_pages : k->options.pages;
+    uint32_t kv_pages = k->options.pages - k->options.split_pages;
+    uint32_t room = k->options.slot_pages < kv_pages ? k->options.slot_pages : kv_pages;
     bool too_long = sim_pages_of(w, j->entry.prompt_tokens + 1) > room;
     if ((e == ERR_PROMPT_TOO_LONG) != too_long || (e != ERR_OK && !too_long)) {
         sim_fail("refused, or taken in, wrongly", i);
@@ -343,11 +344,23 @@ void sim_outside(struct sim_world *w) {
     }
 }
 
+uint32_t sim_adapters_pages(const struct sim_world *w) {
+    uint32_t pages = 0;
+    for (uint32_t i = 0; i < w->knobs.options.adapters_max; i++) {
+        enum sched_adapter_state state = w->view[i].state;
+        pages += state == SCHED_LOADING || state == SCHED_RESIDENT ? w->view[i].pages : 0;
+    }
+    return pages;
+}
+
 struct sched_snapshot sim_snapshot(struct sim_world *w) {
     struct pool_counts pages = pool_counts(w->pool);
+    uint32_t adapters = sim_adapters_pages(w);
     return (struct sched_snapshot){.now_ms = w->now_ms,
                                    .pages_free = pages.free + pages.cached,
                                    .pages_pending = pages.pending,
+                                   .pages_kv = pages.kv - adapters,
+                                   .pages_adapters = adapters,
                                    .found = w->knobs.prefixes ? sim_found : NULL,
                                    .context = w,
                                    .adapter_slots_free = w->adapter_slots_free,

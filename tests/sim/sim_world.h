@@ -105,6 +105,8 @@ struct sched_snapshot sim_snapshot(struct sim_world *w);
 struct sched_found sim_found(void *context, uint32_t job);
 /* Carries out a plan that sim_check() has found legal, and reads what the loop would read. */
 void sim_apply(struct sim_world *w, const struct sched_plan *plan);
+/* Pages of adapters that are, or come, there. The pool counts them among KV's. */
+uint32_t sim_adapters_pages(const struct sim_world *w);
 uint32_t sim_pages_of(const struct sim_world *w, uint32_t tokens);
 
 /* sim_check.c: ends the process, naming seed and tick, if the plan is not legal. */

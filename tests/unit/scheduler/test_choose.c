@@ -201,6 +201,80 @@ static void test_room_is_made_for_several(void **state) {
     fix_close(f);
 }
 
+/* What adapters and KV have in use, as the pool counts it. */
+static void fix_parts(struct fixture *f, uint32_t adapters, uint32_t kv) {
+    f->snapshot.pages_adapters = adapters;
+    f->snapshot.pages_kv = kv;
+    f->snapshot.pages_free = f->options.pages - adapters - kv;
+}
+
+static void test_a_split_pool_keeps_adapters_to_their_part(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.split_pages = 30;
+    struct fixture *f = fix_open(&o);
+    fix_adapter(f, 0, SCHED_STORED, 20);
+    fix_adapter(f, 1, SCHED_STORED, 20);
+    fix_adapter(f, 2, SCHED_STORED, 31);
+    fix_enter(f, 0, 0, 1, 9);
+    fix_enter(f, 1, 1, 1, 9);
+    fix_enter(f, 2, 2, 1, 9);
+    (void)fix_plan(f);
+    assert_int_equal(f->plan.load_count, 1); /* though 100 pages are free */
+    assert_int_equal(f->plan.loads[0], 0);
+    assert_int_equal(f->plan.abort_count, 1);
+    assert_int_equal(f->plan.aborts[0].job, 2); /* its adapter is larger than the part */
+    sched_leave(f->sched, 2);
+    f->adapters[0].state = SCHED_RESIDENT;
+    fix_parts(f, 20, 0);
+    (void)fix_plan(f);
+    assert_non_null(fix_work(f, 0));
+    assert_int_equal(f->plan.load_count + f->plan.evict_count, 0);
+    sched_leave(f->sched, 0);
+    f->adapters[0].users = 0;
+    fix_parts(f, 20, 0);
+    f->snapshot.pages_pending = 50; /* of KV: no help */
+    (void)fix_plan(f);
+    assert_int_equal(f->plan.evict_count, 1);
+    f->adapters[0].state = SCHED_STORED;
+    fix_parts(f, 0, 0);
+    (void)fix_plan(f);
+    assert_int_equal(f->plan.load_count, 1);
+    fix_close(f);
+}
+
+static void test_a_split_pool_keeps_kv_to_its_part(void **state) {
+    (void)state;
+    struct sched_options o = fix_options();
+    o.split_pages = 96; /* four pages of four tokens */
+    struct fixture *f = fix_open(&o);
+    uint64_t bound = 0;
+    struct sched_job job = fix_job(9, SCHED_BASE, 16, 1);
+    assert_int_equal(sched_enter(f->sched, &job, &bound), ERR_PROMPT_TOO_LONG);
+    fix_adapter(f, 0, SCHED_RESIDENT, 20);
+    fix_enter(f, 1, 0, 1, 1);
+    (void)fix_plan(f);
+    sched_leave(f->sched, 1);
+    f->adapters[0].users = 0;
+    fix_enter(f, 0, SCHED_BASE, 8, 9);
+    fix_parts(f, 20, 0);
+    (void)fix_plan(f);
+    assert_work(f, 0, 0, 8, 2, true);
+    fix_enter(f, 1, SCHED_BASE, 8, 9);
+    fix_parts(f, 20, 2);
+    (void)fix_plan(f); /* takes a page; one is left, of 78 free ones */
+    assert_work(f, 0, 8, 1, 1, true);
+    assert_null(fix_work(f, 1));
+    assert_int_equal(f->plan.evict_count, 0); /* it would not help */
+    for (uint32_t i = 0; i < 7; i++) {
+        fix_parts(f, 20, i < 4 ? 3 : 4);
+        (void)fix_plan(f);
+        assert_non_null(fix_work(f, 0));
+    }
+    assert_int_equal(f->plan.preempt_count + f->plan.evict_count, 0);
+    fix_close(f);
+}
+
 static void test_head_room(void **state) {
     (void)state;
     struct sched_options o = fix_options();
@@ -586,6 +660,8 @@ int main(void) {
         cmocka_unit_test(test_in_the_order_of_arrival),
         cmocka_unit_test(test_loads_ahead),
         cmocka_unit_test(test_room_is_made_for_several),
+        cmocka_unit_test(test_a_split_pool_keeps_adapters_to_their_part),
+        cmocka_unit_test(test_a_split_pool_keeps_kv_to_its_part),
         cmocka_unit_test(test_head_room),
         cmocka_unit_test(test_alone_with_few_pages),
         cmocka_unit_test(test_aged_closes_the_door),
