@@ -8,10 +8,10 @@
 #include "tools/tool.h"
 
 static const char *const own_flags[] = {
-    "--case=",          "--shape=",  "--jobs=",        "--input=",   "--output=",
-    "--adapter-count=", "--rank=",   "--order=",       "--targets=", "--popularity=",
-    "--seed=",          "--rows=",   "--step-tokens=", "--rate=",    "--room=",
-    "--arrival",        "--repeat=", "--json",         NULL};
+    "--case=",        "--shape=", "--jobs=",    "--input=",       "--output=", "--adapter-count=",
+    "--rank=",        "--order=", "--targets=", "--popularity=",  "--seed=",   "--rows=",
+    "--step-tokens=", "--rate=",  "--room=",    "--pool-tokens=", "--split=",  "--arrival",
+    "--repeat=",      "--json",   NULL};
 
 static const char help[] =
     "Runs jobs of random tokens through the engine (scheduler, pool and device, one step ahead;\n"
@@ -38,6 +38,8 @@ static const char help[] =
     "order\n"
     "  --arrival           jobs in the order in which they came: scheduler.policy arrival\n"
     "  --room K            a pool with pages for K adapters, and for the rows\n"
+    "  --pool-tokens N     a pool as large as the KV of N tokens\n"
+    "  --split P           P % of the pool for adapters alone, the rest for KV alone: pool.split\n"
     "  --rate R            R jobs a second, Poisson; without it all come at once\n"
     "  --rows N            most sequences at once;  --step-tokens N  most tokens of a step\n"
     "  --repeat N          each case so often; the first runs warm up what the others find [1]\n"
@@ -158,6 +160,8 @@ static enum err take_case(const struct tool *t, struct bench_case *c, struct err
     e = e == ERR_OK ? take_ranks(t, c, why) : e;
     e = e == ERR_OK ? take_choices(t, c, why) : e;
     e = e == ERR_OK ? take_u32(t, "--room", 1, JOBS_MAX, &c->room, why) : e;
+    e = e == ERR_OK ? take_u32(t, "--pool-tokens", 1, INT32_MAX, &c->pool_tokens, why) : e;
+    e = e == ERR_OK ? take_u32(t, "--split", 0, 99, &c->split, why) : e;
     e = e == ERR_OK ? take_u32(t, "--rows", 1, 65536, &c->rows, why) : e;
     e = e == ERR_OK ? take_u32(t, "--step-tokens", 16, 65536, &c->step_tokens, why) : e;
     e = e == ERR_OK ? take_u32(t, "--seed", 0, UINT32_MAX, &seed, why) : e;
@@ -165,6 +169,9 @@ static enum err take_case(const struct tool *t, struct bench_case *c, struct err
     c->arrival = c->arrival || tool_flag(t, "--arrival") != NULL;
     if (e == ERR_OK && c->adapters > 0 && c->rank_count == 0) {
         c->ranks[c->rank_count++] = 16;
+    }
+    if (e == ERR_OK && c->room > 0 && c->pool_tokens > 0) {
+        e = err_set(why, ERR_BAD_CONFIG, "--room and --pool-tokens both size the pool: give one");
     }
     if (e == ERR_OK && c->room > 0 && c->adapters == 0) {
         e = err_set(why, ERR_BAD_CONFIG, "--room is of adapters: give --adapter-count too");
@@ -274,23 +281,32 @@ static uint32_t longest(struct bench_length l) {
     return l.high > l.low ? l.high - 1 : l.low;
 }
 
-/* Pages of the case's pool, 0 = all; and how many adapters the warm-up may leave in it. */
-static void size_pool(const struct bench_case *c, const struct bench_adapters *a,
-                      const struct worker_plan *plan, struct worker_bench_run *run,
-                      uint32_t *resident_max) {
-    uint32_t adapter_pages = 0;
+/* Pages of the largest adapter. */
+static uint32_t largest_adapter(const struct bench_case *c, const struct bench_adapters *a) {
+    uint32_t most = 0;
     for (uint32_t i = 0; i < c->rank_count && c->adapters > 0; i++) {
         uint32_t pages = bench_adapter_pages(a, c->ranks[i]);
-        adapter_pages = pages > adapter_pages ? pages : adapter_pages;
+        most = pages > most ? pages : most;
     }
+    return most;
+}
+
+/* Pages of the case's pool, 0 = all; and how many adapters the warm-up may leave in it. */
+static void size_pool(const struct bench_case *c, uint32_t adapter_pages,
+                      const struct worker_plan *plan, struct worker_bench_run *run,
+                      uint32_t *resident_max) {
     *resident_max = 0;
+    if (c->pool_tokens > 0) {
+        run->pages = pages_of(c->pool_tokens, plan);
+    }
     if (c->room > 0) {
         uint32_t rows = c->rows > 0 ? c->rows : plan->rows;
         uint32_t row = pages_of(longest(c->input) + longest(c->output), plan) + ROW_PAGES_SPARE;
         run->pages = c->room * adapter_pages + (rows < c->jobs ? rows : c->jobs) * row;
         *resident_max = c->room;
     } else if (adapter_pages > 0) {
-        uint64_t pages = (uint64_t)plan->page_count * RESIDENT_PERCENT / 100;
+        uint64_t pages = run->pages > 0 ? run->pages : plan->page_count;
+        pages = pages * (c->split > 0 ? c->split : RESIDENT_PERCENT) / 100;
         *resident_max = (uint32_t)(pages / adapter_pages);
         *resident_max = *resident_max < ADAPTERS_MAX ? *resident_max : ADAPTERS_MAX;
     }
@@ -299,19 +315,26 @@ static void size_pool(const struct bench_case *c, const struct bench_adapters *a
 /* Every job must end by its length, so it must fit. */
 static enum err check_lengths(const struct bench_case *c, const struct model_facts *model,
                               const struct worker_bench_run *run, const struct worker_plan *plan,
-                              struct err_text *why) {
+                              uint32_t adapter_pages, struct err_text *why) {
     uint32_t tokens = longest(c->input) + longest(c->output);
     uint32_t pages = run->pages > 0 ? run->pages : plan->page_count;
+    uint64_t row_pages = pages_of(tokens, plan) + 1;
+    uint32_t part = (uint32_t)(((uint64_t)pages * c->split + 99) / 100); /* as the engine has it */
+    bool fits = pages <= plan->page_count && row_pages + adapter_pages <= pages;
+    if (c->split > 0) {
+        fits = fits && row_pages <= pages - part && adapter_pages <= part;
+    }
     if (tokens > model->shape.positions) {
         return err_set(why, ERR_BAD_CONFIG,
                        "%s: %u tokens of input and output do not fit into "
                        "%s's context of %u",
                        c->name, tokens, model->name, model->shape.positions);
     }
-    if (pages > plan->page_count || pages_of(tokens, plan) + 1 > pages) {
+    if (!fits) {
         return err_set(why, ERR_BAD_CONFIG,
-                       "%s: the device's pool has %u pages, of which the case needs %u", c->name,
-                       plan->page_count, pages > plan->page_count ? pages : pages_of(tokens, plan));
+                       "%s: the device's pool has %u pages and the case's %u, %u of them for "
+                       "adapters alone; a job takes %u and an adapter %u",
+                       c->name, plan->page_count, pages, part, (uint32_t)row_pages, adapter_pages);
     }
     return ERR_OK;
 }
@@ -327,10 +350,11 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
                                       .qkvo = c->qkvo,
                                       .seed = c->seed};
     struct worker_bench_run run = {
-        .rows = c->rows, .step_tokens = c->step_tokens, .arrival = c->arrival};
+        .rows = c->rows, .step_tokens = c->step_tokens, .split = c->split, .arrival = c->arrival};
     uint32_t resident_max = 0;
-    size_pool(c, &adapters, &device->plan, &run, &resident_max);
-    enum err e = check_lengths(c, model, &run, &device->plan, why);
+    uint32_t adapter_pages = largest_adapter(c, &adapters);
+    size_pool(c, adapter_pages, &device->plan, &run, &resident_max);
+    enum err e = check_lengths(c, model, &run, &device->plan, adapter_pages, why);
     if (e == ERR_OK) {
         e = bench_jobs_make(&jobs, c, model->shape.vocab, resident_max);
         e = e == ERR_OK ? bench_adapters_open(&adapters) : e;

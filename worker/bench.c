@@ -270,6 +270,9 @@ static enum err session_open(struct session *s, struct worker_bench *b,
     s->config = *b->options.config;
     s->config.backlog_jobs = jobs_max;
     s->config.pool_prefixes = run->prefixes;
+    if (run->split > 0) {
+        s->config.pool_split = run->split;
+    }
     if (run->arrival) {
         s->config.scheduler_policy = "arrival";
     }

@@ -120,6 +120,7 @@ static enum err open_scheduler(struct engine *e) {
     const struct config *c = e->options.config;
     const struct kern_limits *l = &e->options.limits;
     bool arrival = strcmp(c->scheduler_policy, "arrival") == 0;
+    uint64_t split = (uint64_t)e->options.plan.page_count * (uint64_t)c->pool_split;
     return sched_open(&e->sched, &(struct sched_options){
                                      .policy = arrival ? SCHED_ARRIVAL : SCHED_BACKLOG,
                                      .jobs_max = e->jobs_max,
@@ -129,6 +130,7 @@ static enum err open_scheduler(struct engine *e) {
                                      .chunk_tokens = e->options.plan.chunk_tokens,
                                      .page_tokens = l->page_tokens,
                                      .pages = e->options.plan.page_count,
+                                     .split_pages = (uint32_t)((split + 99) / 100),
                                      .slot_pages = l->slot_pages,
                                      .wait_steps = (uint32_t)c->scheduler_wait_steps,
                                      .step_us_fixed = e->options.plan.step_us_fixed,
@@ -280,6 +282,8 @@ static void plan(struct engine *e, struct sched_plan *plan) {
     struct sched_snapshot snapshot = {.now_ms = clock_wall_ms(),
                                       .pages_free = p.free + p.cached,
                                       .pages_pending = p.pending,
+                                      .pages_kv = p.kv,
+                                      .pages_adapters = p.adapters,
                                       .adapter_slots_free = adapters_slots_free(e->adapters),
                                       .adapters = adapters_view(e->adapters),
                                       .context = e};

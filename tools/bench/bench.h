@@ -50,11 +50,13 @@ struct bench_case {
     bool qkvo; /* adapters change q, k, v and o alone, not all seven */
     enum bench_order order;
     double alpha;
-    bool idle;     /* the adapters are resident, but no job uses one */
-    bool arrival;  /* jobs start in the order in which they came */
-    uint32_t room; /* pages for so many adapters, besides the rows' KV; 0 = the whole pool */
-    double rate;   /* jobs a second; 0 = all at once */
-    double cv;     /* coefficient of variation of the gaps between them */
+    bool idle;            /* the adapters are resident, but no job uses one */
+    bool arrival;         /* jobs start in the order in which they came */
+    uint32_t room;        /* pages for so many adapters, besides the rows' KV; 0 = the whole pool */
+    uint32_t pool_tokens; /* a pool as large as the KV of so many tokens; 0 = the whole */
+    uint32_t split;       /* percentage of it that is for adapters alone; 0 = one for both */
+    double rate;          /* jobs a second; 0 = all at once */
+    double cv;            /* coefficient of variation of the gaps between them */
     uint32_t rows, step_tokens; /* 0 = the device's own */
     uint64_t seed;
 };

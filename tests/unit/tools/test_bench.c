@@ -136,6 +136,32 @@ static void test_adapters(void **state) {
     json_decref(o);
 }
 
+/* A pool of a size, whole and in parts, by adapter and in the order of arrival. */
+static void test_pools(void **state) {
+    (void)state;
+    static const char *const flags[] = {"", "--split 50", "--split 50 --arrival", "--arrival"};
+    json_int_t loads[4];
+    for (size_t i = 0; i < 4; i++) {
+        char command[512];
+        (void)snprintf(command, sizeof command,
+                       BENCH "--shape tiny.json --jobs 60 --input 10 --output 8 --rows 6 "
+                             "--adapter-count 12 --rank 8 --order random --pool-tokens 800 %s "
+                             "--json",
+                       flags[i]);
+        json_t *o = object_of(command, 0);
+        check_sane(o);
+        assert_int_equal(number(o, "output_tokens"), 60 * 8);
+        const json_t *workload = json_object_get(o, "workload");
+        assert_int_equal(number(workload, "pool_tokens"), 800);
+        assert_int_equal(number(workload, "split"), i == 1 || i == 2 ? 50 : 0);
+        assert_true(json_is_boolean(json_object_get(workload, "arrival")));
+        loads[i] = number(o, "loads");
+        json_decref(o);
+    }
+    assert_true(loads[0] > 0 && loads[1] > 0); /* not all fit */
+    assert_true(loads[2] > loads[1] && loads[3] > loads[0]);
+}
+
 /* Several cases in one process, whose shape and sizes are overridden. */
 static void test_cases(void **state) {
     (void)state;
@@ -180,6 +206,9 @@ static void test_refusals(void **state) {
         "--shape tiny.json --targets some",
         "--shape tiny.json --room 1",
         "--shape tiny.json --rate 0",
+        "--shape tiny.json --split 100",
+        "--shape tiny.json --room 1 --pool-tokens 900 --adapter-count 4",
+        "--shape tiny.json --pool-tokens 900 --adapter-count 4 --split 1", /* none fits */
         "--shape tiny.json --adapter-count 9 --room 9 --rows 9000",
         "extra",
     };
@@ -197,7 +226,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_counts),   cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_adapters), cmocka_unit_test(test_cases),
-        cmocka_unit_test(test_rate),     cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_pools),    cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, enter, scratch_leave);
 }
