@@ -1,11 +1,13 @@
 /* sim_backlog - what planning over the backlog is worth: the scheduler alone, whole workloads, and
- * a GPU of made-up times; by adapter and in the order of arrival. It prints what came of it, and
- * fails where the plan reads more, or takes longer, than it should. A seed, no clock.
+ * a GPU of made-up times; by adapter and in the order of arrival, in one pool and in a split one.
+ * It prints what came of it, and fails where the plan reads more, or takes longer, than it should.
+ * A seed, no clock.
  *
- * The times are those of Llama-3.1-8B in bf16 on one H200: 3.6 ms for a step's weights, 20 us a row
- * and the KV that it reads (26 us at a context of 200), 22.6 us a prompt token, adapter pages over
- * the memory's bandwidth (rank 16: 84 MB, 22 us). Copies into pages run one after the other, beside
- * the steps. The scheduler's priors are those of worker/plan.c, which are not these. */
+ * The times are those of Llama-3.1-8B, and of Llama-2-7B, in bf16 on one H200: some 3.5 ms for a
+ * step's weights, 20 us a row and the KV that it reads (at 8B 26 us at a context of 200), 22.6 us a
+ * prompt token, adapter pages over the memory's bandwidth (8B, rank 16: 84 MB, 22 us). Copies into
+ * pages run one after the other, beside the steps. The scheduler's priors are those of
+ * worker/plan.c, which are not these. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,29 +16,37 @@
 #include "scheduler/scheduler.h"
 #include "tests/unit/seed.h"
 
-#define FIXED_US 3600.0
-#define ROW_US 20.0
-#define CONTEXT_US 0.031 /* of each token attended to: 128 KiB */
-#define PROMPT_US 22.6
-#define PAGE_US 0.55       /* of an adapter, in a step */
-#define COPY_PAGE_US 42.0  /* host store → pages: 50 GB/s */
-#define FETCH_PAGE_US 400. /* root → host store: 5 GB/s, one thread */
 #define NOISE 0.02
 
 enum {
-    PAGE_TOKENS = 16, /* 2 MiB over all layers */
-    RANK_PAGES = 40,  /* of 16 */
+    PAGE_TOKENS = 16,
     STEP_TOKENS = 8192,
     WAIT_STEPS = 2000, /* scheduler.wait_steps */
-    PROMPT = 128,
-    OUTPUT = 128,
-    JOB_PAGES = (PROMPT + OUTPUT + PAGE_TOKENS - 1) / PAGE_TOKENS,
+    LENGTH = 128,      /* of prompts and of outputs, where a load does not say */
+    JOB_PAGES = 2 * LENGTH / PAGE_TOKENS,
     H200_PAGES = 52000,
     SMALL_PAGES = 24000, /* of a GPU with 80 GB */
+    A10G_PAGES = 907,    /* beside Llama-2-7B: 14,500 tokens */
 };
+
+struct model { /* on the GPU */
+    double fixed_us, row_us, prompt_us;
+    double context_us;               /* of each token attended to */
+    uint32_t page_bytes, rank_pages; /* of an adapter of rank 16 */
+    double prior_us[3];              /* the scheduler's: fixed, a row, a page */
+};
+
+static const struct model llama_3_8b = {3600, 20, 22.6, 0.031, 2 << 20, 40, {5350, 32, 0.7}};
+static const struct model llama_2_7b = {3300,           18, 20, 0.125, 8 << 20, 4,
+                                        {4500, 27, 2.8}}; /* qkvo */
+
+#define BANDWIDTH 3.8e6 /* bytes a us: adapter pages in a step */
+#define COPY_BYTES 5e4  /* host store → pages */
+#define FETCH_BYTES 5e3 /* root → host store, one thread */
 
 struct load {
     const char *name;
+    const struct model *model;
     uint32_t jobs, rows, adapters;
     uint32_t ranks[4], rank_count; /* by turns */
     bool in_turn, skewed;          /* else any adapter, alike */
@@ -44,10 +54,12 @@ struct load {
     uint32_t warm;                 /* so many lie in pages */
     uint32_t pages;
     uint32_t sight; /* most jobs in the process, backlog.jobs; 0 = all */
+    uint32_t split; /* percentage of the pages, for adapters alone */
+    bool uneven;    /* lengths 8 .. 511 */
 };
 
 struct job {
-    uint32_t adapter, computed, sampled, read, held; /* held: pages */
+    uint32_t adapter, prompt, output, read, held; /* held: pages */
     bool running;
 };
 
@@ -58,7 +70,7 @@ struct gpu {
     struct sched_adapter *adapters;
     double *due_us; /* [adapters] when it is loaded, or fetched */
     uint64_t seed;
-    uint32_t pages_free, pages_pending, given, left;
+    uint32_t pages_free, pages_pending, pages_kv, given, left, preempted;
     double now_us, end_us, copy_us, fetch_us;
     /* the step in flight */
     uint32_t *sampled, sampled_count, step_tokens, step_pages;
@@ -68,7 +80,8 @@ struct gpu {
 
 struct outcome {
     double seconds, rows, adapters; /* rows, adapters: a step's mean */
-    uint64_t steps, pages_read, loads;
+    uint64_t steps, bytes_read, loads;
+    uint32_t preempted;
 };
 
 static void fail(const char *what) {
@@ -107,6 +120,8 @@ static void make_jobs(struct gpu *g) {
         g->jobs[i].adapter = l->in_turn  ? i % l->adapters
                              : l->skewed ? draw_skewed(&g->seed, l->adapters)
                                          : seed_below(&g->seed, l->adapters);
+        g->jobs[i].prompt = l->uneven ? 8 + seed_below(&g->seed, 504) : LENGTH;
+        g->jobs[i].output = l->uneven ? 8 + seed_below(&g->seed, 504) : LENGTH;
     }
 }
 
@@ -116,8 +131,8 @@ static void give_jobs(struct gpu *g) {
         uint64_t bound = 0;
         struct sched_job job = {.job = g->given,
                                 .adapter = g->jobs[g->given].adapter,
-                                .prompt_tokens = PROMPT,
-                                .output_tokens = OUTPUT,
+                                .prompt_tokens = g->jobs[g->given].prompt,
+                                .output_tokens = g->jobs[g->given].output,
                                 .deadline_ms = INT64_MAX,
                                 .arrival = g->given};
         if (sched_enter(g->sched, &job, &bound) != ERR_OK) {
@@ -125,6 +140,10 @@ static void give_jobs(struct gpu *g) {
         }
         g->given++;
     }
+}
+
+static uint32_t adapter_pages(const struct load *l, uint32_t adapter) {
+    return l->ranks[adapter % l->rank_count] * l->model->rank_pages / 16;
 }
 
 static void gpu_open(struct gpu *g, const struct load *l, enum sched_policy policy) {
@@ -137,11 +156,12 @@ static void gpu_open(struct gpu *g, const struct load *l, enum sched_policy poli
                               .chunk_tokens = STEP_TOKENS,
                               .page_tokens = PAGE_TOKENS,
                               .pages = l->pages,
+                              .split_pages = (l->pages * l->split + 99) / 100,
                               .slot_pages = 8192,
                               .wait_steps = WAIT_STEPS,
-                              .step_us_fixed = 5350,
-                              .step_us_row = 32,
-                              .load_us_page = 0.7};
+                              .step_us_fixed = l->model->prior_us[0],
+                              .step_us_row = l->model->prior_us[1],
+                              .load_us_page = l->model->prior_us[2]};
     if (sched_open(&g->sched, &o) != ERR_OK) {
         fail("no memory");
     }
@@ -150,7 +170,7 @@ static void gpu_open(struct gpu *g, const struct load *l, enum sched_policy poli
     g->due_us = room(l->adapters, sizeof *g->due_us);
     g->sampled = room(l->rows, sizeof *g->sampled);
     for (uint32_t i = 0; i < l->adapters; i++) {
-        uint32_t pages = l->ranks[i % l->rank_count] * RANK_PAGES / 16;
+        uint32_t pages = adapter_pages(l, i);
         bool resident = i < l->warm && pages + l->rows * JOB_PAGES <= g->pages_free;
         g->adapters[i].state = resident ? SCHED_RESIDENT : l->cold ? SCHED_AWAY : SCHED_STORED;
         g->adapters[i].pages = l->cold ? 0 : pages;
@@ -181,7 +201,7 @@ static void adapters_turn(struct gpu *g) {
             a->state = SCHED_RESIDENT;
         } else if (a->state == SCHED_FETCHING && g->due_us[i] <= g->now_us) {
             a->state = SCHED_STORED;
-            a->pages = g->load->ranks[i % g->load->rank_count] * RANK_PAGES / 16;
+            a->pages = adapter_pages(g->load, i);
         }
     }
 }
@@ -204,30 +224,32 @@ static void apply_adapters(struct gpu *g, const struct sched_plan *plan) {
         }
         g->adapters[a].state = SCHED_LOADING;
         g->pages_free -= g->adapters[a].pages;
-        g->due_us[a] = queue_up(&g->copy_us, g->now_us, g->adapters[a].pages * COPY_PAGE_US);
+        double bytes = g->adapters[a].pages * (double)g->load->model->page_bytes;
+        g->due_us[a] = queue_up(&g->copy_us, g->now_us, bytes / COPY_BYTES);
     }
     for (uint32_t i = 0; i < plan->fetch_count; i++) {
         uint32_t a = plan->fetches[i];
-        uint32_t pages = g->load->ranks[a % g->load->rank_count] * RANK_PAGES / 16;
+        double bytes = adapter_pages(g->load, a) * (double)g->load->model->page_bytes;
         g->adapters[a].state = SCHED_FETCHING;
-        g->due_us[a] = queue_up(&g->fetch_us, g->now_us, pages * FETCH_PAGE_US);
+        g->due_us[a] = queue_up(&g->fetch_us, g->now_us, bytes / FETCH_BYTES);
     }
 }
 
 /* ---- steps -------------------------------------------------------------------------------- */
 
-static double row_us(const struct sched_work *w) {
+static double row_us(const struct model *m, const struct sched_work *w) {
     double context = w->position + (double)w->tokens / 2;
-    return w->tokens > 1 ? w->tokens * PROMPT_US : ROW_US + context * CONTEXT_US;
+    return w->tokens > 1 ? w->tokens * m->prompt_us : m->row_us + context * m->context_us;
 }
 
 /* The step that the plan says, into the gpu's fields; what was in flight is read by the caller. */
 static void launch(struct gpu *g, const struct sched_plan *plan, struct outcome *out) {
+    const struct model *m = g->load->model;
     uint32_t last = SCHED_BASE;
     uint32_t adapters = 0;
     g->sampled_count = g->step_pages = 0;
     g->step_tokens = plan->tokens;
-    g->step_us = FIXED_US;
+    g->step_us = m->fixed_us;
     for (uint32_t i = 0; i < plan->work_count; i++) {
         const struct sched_work *w = &plan->work[i];
         struct job *j = &g->jobs[w->job];
@@ -244,19 +266,20 @@ static void launch(struct gpu *g, const struct sched_plan *plan, struct outcome 
             fail("a row without pages");
         }
         g->pages_free -= w->pages;
+        g->pages_kv += w->pages;
         j->held += w->pages;
-        j->computed = w->position + w->tokens;
-        g->step_us += row_us(w);
+        g->step_us += row_us(m, w);
         if (w->sample) {
             g->sampled[g->sampled_count++] = w->job;
         }
     }
-    g->step_us += g->step_pages * PAGE_US;
+    double bytes = g->step_pages * (double)m->page_bytes;
+    g->step_us += bytes / BANDWIDTH;
     g->step_us *= 1 - NOISE / 2 + NOISE * seed_below(&g->seed, 1000) / 1000;
     out->steps++;
     out->rows += plan->work_count;
     out->adapters += adapters;
-    out->pages_read += g->step_pages;
+    out->bytes_read += (uint64_t)bytes;
 }
 
 struct flown { /* a step, while the next one is under way */
@@ -269,6 +292,7 @@ static void leave(struct gpu *g, uint32_t job) {
     sched_leave(g->sched, job);
     if (j->running) {
         g->adapters[j->adapter].users--;
+        g->pages_kv -= j->held;
         release(g, j->held);
     }
     g->left--;
@@ -281,7 +305,7 @@ static void read_step(struct gpu *g, const struct flown *f) {
     sched_learn(g->sched, f->tokens, f->pages, f->us);
     for (uint32_t i = 0; i < f->count; i++) {
         struct job *j = &g->jobs[f->jobs[i]];
-        if (++j->read == OUTPUT) { /* a preempted one's token counts as well */
+        if (++j->read == j->output) { /* a preempted one's token counts as well */
             leave(g, f->jobs[i]);
         }
     }
@@ -289,9 +313,11 @@ static void read_step(struct gpu *g, const struct flown *f) {
 
 static void preempt(struct gpu *g, uint32_t job) {
     struct job *j = &g->jobs[job];
+    g->pages_kv -= j->held;
     release(g, j->held);
     g->adapters[j->adapter].users--;
     j->held = 0;
+    g->preempted++;
     j->running = false;
 }
 
@@ -307,6 +333,9 @@ static struct outcome run(const struct load *l, enum sched_policy policy) {
         struct sched_snapshot snapshot = {.now_ms = 1,
                                           .pages_free = g.pages_free,
                                           .pages_pending = g.pages_pending,
+                                          .pages_kv = g.pages_kv,
+                                          .pages_adapters = l->pages - g.pages_free -
+                                                            g.pages_pending - g.pages_kv,
                                           .adapter_slots_free = l->adapters,
                                           .adapters = g.adapters};
         struct sched_plan plan;
@@ -346,6 +375,7 @@ static struct outcome run(const struct load *l, enum sched_policy policy) {
         }
     }
     out.seconds = g.now_us / 1e6;
+    out.preempted = g.preempted;
     out.rows /= (double)out.steps;
     out.adapters /= (double)out.steps;
     free(f.jobs);
@@ -358,9 +388,9 @@ static struct outcome run(const struct load *l, enum sched_policy policy) {
 static struct outcome show(const struct load *l, enum sched_policy policy) {
     struct outcome o = run(l, policy);
     (void)printf("%-13s %-8s %7.2f s %6" PRIu64 " steps %7.1f rows %6.1f adapters a step, read "
-                 "%8.1f GB, %5" PRIu64 " loads\n",
+                 "%8.1f GB, %5" PRIu64 " loads, %u preempted\n",
                  l->name, policy == SCHED_ARRIVAL ? "arrival" : "backlog", o.seconds, o.steps,
-                 o.rows, o.adapters, (double)o.pages_read * 2097152 / 1e9, o.loads);
+                 o.rows, o.adapters, (double)o.bytes_read / 1e9, o.loads, o.preempted);
     (void)fflush(stdout);
     return o;
 }
@@ -376,7 +406,7 @@ static void require(bool holds, const struct load *l, const char *what) {
 static struct outcome compare(const struct load *l, double reads, double times) {
     struct outcome a = show(l, SCHED_ARRIVAL);
     struct outcome b = show(l, SCHED_BACKLOG);
-    double fewer = (double)a.pages_read / (double)b.pages_read;
+    double fewer = (double)a.bytes_read / (double)b.bytes_read;
     double faster = a.seconds / b.seconds;
     (void)printf("%-13s %.2f x fewer bytes of adapters, %.2f x faster\n", l->name, fewer, faster);
     require(fewer >= reads, l, "it reads too much");
@@ -387,8 +417,8 @@ static struct outcome compare(const struct load *l, double reads, double times) 
 #define R16 .ranks = {16}, .rank_count = 1
 #define R64 .ranks = {64}, .rank_count = 1
 #define TURNS .ranks = {8, 16, 32, 64}, .rank_count = 4
-#define G .jobs = 10000, .rows = 256
-#define A1 .jobs = 1000, .rows = 1024, .pages = H200_PAGES
+#define G .model = &llama_3_8b, .jobs = 10000, .rows = 256
+#define A1 .model = &llama_3_8b, .jobs = 1000, .rows = 1024, .pages = H200_PAGES
 
 /* Cases of at most 1,024 rows that all jobs fit into: a step for each prompt's turn and token, and
  * few more. */
@@ -415,12 +445,45 @@ static void churn(void) {
     for (size_t i = 0; i < sizeof rooms / sizeof rooms[0]; i++) {
         char name[16];
         (void)snprintf(name, sizeof name, "churn:%u", rooms[i]);
-        struct load l = {name, .jobs = 1000, .rows = ROWS, .adapters = ALL, R16, .in_turn = true};
-        l.pages = rooms[i] * RANK_PAGES + ROWS * (JOB_PAGES + 2);
+        struct load l = {name, A1, .adapters = ALL, R16, .in_turn = true};
+        l.rows = ROWS;
+        l.pages = rooms[i] * llama_3_8b.rank_pages + ROWS * (JOB_PAGES + 2);
         l.warm = rooms[i];
         struct outcome o = show(&l, SCHED_BACKLOG);
         all_s = i == 0 ? o.seconds : all_s;
         require(o.seconds < all_s / 0.95, &l, "it waits for adapters");
+    }
+}
+
+/* S-LoRA's S2 in a pool of an A10G's size: one pool for both against parts of it. */
+static void parts(void) {
+    double one_s = 0;
+    double best_s = 0;
+    for (uint32_t split = 0; split <= 60; split += 10) {
+        char name[16];
+        (void)snprintf(name, sizeof name, split > 0 ? "S2, %u %%" : "S2, unified", split);
+        struct load l = {name,
+                         .model = &llama_2_7b,
+                         .jobs = 1000,
+                         .rows = 1024,
+                         .adapters = 200,
+                         .ranks = {64, 32, 16, 8},
+                         .rank_count = 4,
+                         .pages = A10G_PAGES,
+                         .split = split,
+                         .uneven = true};
+        for (int arrival = 0; arrival < 2; arrival++) {
+            struct outcome o = show(&l, arrival ? SCHED_ARRIVAL : SCHED_BACKLOG);
+            if (arrival) {
+                continue;
+            }
+            one_s = split == 0 ? o.seconds : one_s;
+            best_s = split > 0 && (best_s <= 0 || o.seconds < best_s) ? o.seconds : best_s;
+        }
+    }
+    (void)printf("S2            one pool is %.2f x as fast as the best parts\n", best_s / one_s);
+    if (best_s <= one_s) {
+        fail("S2: parts are better than one pool");
     }
 }
 
@@ -433,6 +496,7 @@ int main(void) {
     };
     static const struct load cold = {"G16, cold",         G, .adapters = 1000, R16, .cold = true,
                                      .pages = SMALL_PAGES};
+    parts();
     churn();
     struct outcome warm = compare(&g[0], 1.5, 1.10);
     (void)compare(&g[1], 1.5, 1.10);
