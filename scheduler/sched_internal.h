@@ -10,7 +10,7 @@ enum {
     SCHED_RANKED_MAX = 64,      /* adapters considered one by one in a plan, of each kind */
     SCHED_FETCH_AHEAD = 8,      /* adapters on their way to, or waiting in, the host store */
     SCHED_LOAD_AHEAD = 4,       /* adapters loading, or resident and not yet begun, at least */
-    SCHED_DEAR = 4,             /* a row may cost so many times a step's rows: see pays() */
+    SCHED_DEAR = 8,             /* a row may cost so many times a step's rows: see pays() */
     SCHED_TURN_ROWS = 4,        /* jobs of an adapter's turn: this × rows_max */
     SCHED_OUTPUT_PAGES = 2,     /* head-room for the output of a job that starts */
     SCHED_BACKOFF_MAX = 8,      /* a fetch in vain is asked for again after 2^this plans at most, */

@@ -455,6 +455,25 @@ static void churn(void) {
     }
 }
 
+/* GPUs that the priors are wrong about by far: rows stay full all the same. */
+static void odd_gpus(void) {
+    static const struct {
+        const char *name;
+        struct model model;
+    } gpus[] = {
+        {"slow weights", {20000, 5, 5, 0.031, 2 << 20, 40, {5350, 32, 0.7}}},
+        {"slow rows", {600, 60, 60, 0.1, 2 << 20, 40, {5350, 32, 0.7}}},
+        {"slow pages", {3600, 20, 22.6, 0.031, 2 << 20, 40, {5350, 32, 0.1}}},
+        {"fast pages", {3600, 20, 22.6, 0.031, 2 << 20, 40, {5350, 32, 4}}},
+    };
+    for (size_t i = 0; i < sizeof gpus / sizeof gpus[0]; i++) {
+        struct load l = {gpus[i].name, A1, .adapters = 500, TURNS, .skewed = true, .warm = 500};
+        l.model = &gpus[i].model;
+        struct outcome o = show(&l, SCHED_BACKLOG);
+        require(o.steps <= 160, &l, "rows stay empty");
+    }
+}
+
 /* S-LoRA's S2 in a pool of an A10G's size: one pool for both against parts of it. */
 static void parts(void) {
     double one_s = 0;
@@ -496,6 +515,7 @@ int main(void) {
     };
     static const struct load cold = {"G16, cold",         G, .adapters = 1000, R16, .cold = true,
                                      .pages = SMALL_PAGES};
+    odd_gpus();
     parts();
     churn();
     struct outcome warm = compare(&g[0], 1.5, 1.10);

@@ -98,14 +98,15 @@ static uint32_t started_beside_half(uint32_t jobs, uint32_t us) {
 }
 
 /* A step of four rows takes 104 us, 26 a row. An adapter all of whose jobs fit is read as often
- * whenever it starts: it starts though its rows are dearer than that, up to four times. One that
+ * whenever it starts: it starts though its rows are dearer than that, up to eight times. One that
  * has more jobs than there are free rows starts where they are not dearer. */
 static void test_an_adapter_that_fits_starts(void **state) {
     (void)state;
     assert_int_equal(started_beside_half(2, 40), 2);  /* 21 a row */
     assert_int_equal(started_beside_half(2, 150), 2); /* 76 */
-    assert_int_equal(started_beside_half(2, 230), 0); /* 116 */
-    assert_int_equal(started_beside_half(4, 400), 4); /* 101 */
+    assert_int_equal(started_beside_half(2, 400), 2); /* 201 */
+    assert_int_equal(started_beside_half(2, 430), 0); /* 216 */
+    assert_int_equal(started_beside_half(4, 800), 4); /* 201 */
     assert_int_equal(started_beside_half(5, 150), 0); /* 38, and the fifth would wait */
     assert_int_equal(started_beside_half(5, 90), 4);  /* 23 */
 }
