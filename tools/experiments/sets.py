@@ -11,7 +11,6 @@ class Run:
     program: str  # "lorry", "bench_ops", "peft"
     words: list
     key: str = ""  # of its result; empty: each result's own case
-    needs: str = ""  # what the program's help must have, else it is left out
 
     def only(self, wanted):
         """This run with none but the wanted results; None: nothing is left."""
@@ -37,19 +36,15 @@ def cases(*names):
     return Run("lorry", ["bench", "--json", "--case", ",".join(names)])
 
 
-def case(name, *words, label="", needs=""):
+def case(name, *words, label=""):
     key = f"{name} {label}".strip()
-    return Run("lorry", ["bench", "--json", "--case", name, *words], key, needs)
+    return Run("lorry", ["bench", "--json", "--case", name, *words], key)
 
 
 def workload(key, *words):
     return Run("lorry", ["bench", "--json", *words], key)
 
 
-# 500 adapters, ranks by turns, popularity 1/rank of the name.
-MANY = ("--adapter-count", "500", "--rank", "8,16,32,64", "--order", "skewed:1")
-# S-LoRA's pool on an A10G: 14,500 tokens, of 16 to a page.
-A10G = ("--pool.pages", "906")
 PEFT_SIDE = ("--shape", "llama-2-7b", "--input", "256", "--output", "128", "--rank", "16",
              "--targets", "qkvo", "--repeat", "2")  # fmt: skip
 
@@ -82,8 +77,10 @@ SETS = {
             cases(*[f"S1:{n}" for n in ADAPTER_COUNTS], *[f"S2:{n}" for n in ADAPTER_COUNTS[:4]],
                   *[f"S1rate:{n}" for n in (5, 200, 2000)]),
             cases(*[f"S4:{n}" for n in ADAPTER_COUNTS[:3]]),
-            case("S2:200", *A10G, label="small"),
-            case("S2:200", *A10G, "--split", label="small split", needs="--split"),
+            case("S2small:200"),
+            case("S2small:200", "--split", "30", label="split 30"),
+            case("S2small:200", "--split", "50", label="split 50"),
+            case("S2small:200", "--arrival", label="arrival"),
             cases("G16", "G16a"),
             cases("G64", "G64a"),
         ],
@@ -97,12 +94,11 @@ SETS = {
         ],
     ),
     "scale": Set(
-        "500 adapters, ranks by turns, skewed: A1's and A2's jobs",
+        "500 adapters of popularity 1/i, ranks by turns: A1's and A2's jobs",
         90,
         [
-            cases("A1", "A2"),
-            case("A1", *MANY, label="500"),
-            case("A2", *MANY, label="500"),
+            cases("A1", "A2", "X1", "X2", "XD1"),
+            case("X2", "--rank", "8,16,32,64", label="of all ranks"),
         ],
     ),
     "kernels": Set(
@@ -134,10 +130,15 @@ def find(name, result):
         kind = "mixed" if work["adapters"] > 1 else "one"
         wanted = f"lorry {kind} {work['jobs']}"
         return next(run for run in SETS[name].runs if run.key == wanted)
-    many = work["adapters"] == 500 and work["order"] == "skewed"
-    wanted = f"{result['case']} 500" if many else result["case"]
-    if result["case"].startswith("churn") and work["order"] == "sorted":
+    wanted = result["case"]
+    if wanted.startswith("churn") and work["order"] == "sorted":
         wanted += " sorted"
+    if work.get("split"):
+        wanted += f" split {work['split']}"
+    if wanted.startswith("S2small") and work["arrival"]:
+        wanted += " arrival"
+    if wanted == "X2" and len(work["ranks"]) > 1:
+        wanted += " of all ranks"
     for run in SETS[name].runs:
         if run.key == wanted or (not run.key and wanted in run.words[-1].split(",")):
             return run

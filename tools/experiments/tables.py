@@ -179,7 +179,12 @@ def slora_table(f):
              "first token p50, s"]  # fmt: skip
     parts = table(heads, rows) if rows else []
     pairs = [(f"{name} in time", f"{name}a", name) for name in ("G16", "G64")]
-    pairs.append(("S2:200, small pool, in time", "S2:200 small split", "S2:200 small"))
+    small = "S2small:200"
+    pairs += [
+        ("S2small, 30% for adapters alone", f"{small} split 30", small),
+        ("S2small, 50% for adapters alone", f"{small} split 50", small),
+        ("S2small in time", f"{small} arrival", small),
+    ]
     lines = []
     for what, baseline, ours in pairs:
         if baseline in f and ours in f:
@@ -254,29 +259,36 @@ def churn_plots(f):
     yield "churn", plots.bars(title, f.caption(), "output tokens/s", keys, series)
 
 
+SCALE = {  # case: whose jobs, ranks
+    "X1": ("A1", "16"),
+    "XD1": ("A1", "8, 16, 32, 64"),
+    "X2": ("A2", "16"),
+    "X2 of all ranks": ("A2", "8, 16, 32, 64"),
+}
+
+
 def scale_table(f):
     rows = []
-    for base, what in (("A1", "128 / 128"), ("A2", "2,048 / 128")):
-        key = f"{base} 500"
+    for key, (base, ranks) in SCALE.items():
         if key in f:
             r = f[key]
             read = r["adapter_bytes_read"] / 1e9 / max(r["steps"], 1)
             rows.append([
-                what, number(f.rate(base)), number(f.rate(key)), f.ratio(key, base),
+                base, ranks, number(f.rate(base)), number(f.rate(key)), f.ratio(key, base),
                 number(r["adapters_used"]), number(read, 2), number(r["loads"]),
                 number(r["decode_ms"]["p50"], 2), f"{100 * r['idle']:.2f}%",
             ])  # fmt: skip
-    heads = ["500 adapters, ranks 8/16/32/64, by 1/rank", "base", "Lorry", "of our base", "used",
+    heads = ["jobs of", "ranks, by turns", "base", "500 adapters", "of the base", "used",
              "GB of adapters a step", "loads", "decode step, ms", "GPU idle"]  # fmt: skip
     return table(heads, rows)
 
 
 def scale_plots(f):
-    keys = [base for base in ("A1", "A2") if f"{base} 500" in f and base in f]
-    series = {"500 adapters / base": [f.share(f"{key} 500", key) for key in keys]}
-    title = "500 adapters of ranks 8 to 64, skewed"
-    unit = "of the base's tokens/s"
-    yield "scale", plots.bars(title, f.caption(), unit, keys, series, reference=1)
+    keys = [key for key in SCALE if key in f and SCALE[key][0] in f]
+    names = [f"{SCALE[key][0]}, {SCALE[key][1]}" for key in keys]
+    series = {"500 adapters / base": [f.share(key, SCALE[key][0]) for key in keys]}
+    title, unit = "500 adapters, popularity 1/i", "of the base's tokens/s"
+    yield "scale", plots.bars(title, f.caption(), unit, names, series, reference=1)
 
 
 def steps_of(f):
@@ -394,7 +406,7 @@ def peft_table(f):
         adapters = "8, mixed in the batch" if what == "mixed" else "1"
         if ours:
             rows.append([
-                batch, adapters, number(theirs) + (" (noted before)" if noted else ""),
+                batch, adapters, number(theirs) + (" (an earlier run)" if noted else ""),
                 number(ours), number(ours / theirs, 1), judged(ours / theirs, least),
             ])  # fmt: skip
     return table(["batch", "adapters", "PEFT", "Lorry", "ratio", "target"], rows)
