@@ -78,6 +78,7 @@ SETS = {
                   *[f"S1rate:{n}" for n in (5, 200, 2000)]),
             cases(*[f"S4:{n}" for n in ADAPTER_COUNTS[:3]]),
             case("S2small:200"),
+            case("S2small:200", "--split", "10", label="split 10"),
             case("S2small:200", "--split", "30", label="split 30"),
             case("S2small:200", "--split", "50", label="split 50"),
             case("S2small:200", "--arrival", label="arrival"),

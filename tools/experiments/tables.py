@@ -181,6 +181,7 @@ def slora_table(f):
     pairs = [(f"{name} in time", f"{name}a", name) for name in ("G16", "G64")]
     small = "S2small:200"
     pairs += [
+        ("S2small, 10% for adapters alone", f"{small} split 10", small),
         ("S2small, 30% for adapters alone", f"{small} split 30", small),
         ("S2small, 50% for adapters alone", f"{small} split 50", small),
         ("S2small in time", f"{small} arrival", small),
