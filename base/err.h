@@ -47,6 +47,8 @@ enum exit_code {
     XX(BAD_ADAPTER, "bad_adapter", ERR_REJECT, EXIT_MODEL, "the adapter's files are damaged")      \
     XX(UNSUPPORTED_ADAPTER, "unsupported_adapter", ERR_REJECT, EXIT_MODEL,                         \
        "the adapter uses something that is not supported")                                         \
+    XX(ADAPTER_CHANGED, "adapter_changed", ERR_FAIL, EXIT_MODEL,                                   \
+       "the adapter was replaced, and the job cannot go on with another")                          \
     XX(RESULT_TOO_LARGE, "result_too_large", ERR_FAIL, EXIT_JOBS,                                  \
        "the result is larger than the broker takes")                                               \
     XX(INTERNAL, "internal", ERR_FAIL, EXIT_JOBS, "an internal error")                             \

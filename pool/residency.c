@@ -72,6 +72,11 @@ static enum err lists_load(struct pool *p, const struct pool_image *image, const
     return e;
 }
 
+static int page_order(const void *a, const void *b) {
+    const uint32_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
 enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_image *image,
                            uint32_t *adapter) {
     CHECK(image->page_count >= 1);
@@ -85,6 +90,8 @@ enum err pool_adapter_load(struct pool *p, struct pool_store *s, struct pool_ima
     if (e != ERR_OK) {
         return e;
     }
+    /* Any order will do; in this one, pages that adjoin can be copied together. */
+    qsort(list, image->page_count, sizeof *list, page_order);
     /* Free and cached pages are by definition named by no step in flight, as load() wants it. */
     uint64_t event = 0;
     if (p->ops != NULL) {

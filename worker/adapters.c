@@ -1,6 +1,5 @@
 #include "worker/adapters.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,12 +7,9 @@
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "worker/loaders.h"
 
-enum {
-    LOADERS_MAX = 64,
-    KNOWN_MAX = 1 << 12, /* verdicts on adapters read before; a power of two */
-    LOADER_WAIT_MS = 200,
-};
+enum { KNOWN_WAYS = 4, KNOWN_SETS = 1 << 13 }; /* what was read before: 32,768 adapters */
 
 #define NO_ENTRY UINT32_MAX
 
@@ -21,6 +17,7 @@ struct entry {
     char id[POOL_ID_BYTES];
     struct model_adapter_stamp stamp;
     uint32_t jobs;      /* that name it; with none and not resident, the entry is free again */
+    uint32_t begun;     /* of them, those that have tokens made with `revision` */
     uint32_t hash_next; /* chain of the hash table, or of the free list */
     bool used;          /* in the hash table */
     bool delta;         /* resident, and the device has not heard of it: it is in `deltas` */
@@ -32,9 +29,10 @@ struct entry {
     enum err verdict;   /* refused */
     /* A loader's while FETCHING: */
     struct pool_image *image;           /* held while STORED; then its hold is the pool's */
-    char revision[POOL_REVISION_BYTES]; /* of it; stays while LOADING and RESIDENT */
+    char revision[POOL_REVISION_BYTES]; /* of it; once jobs have begun, for ever */
     struct model_adapter_facts facts;
-    int64_t fetch_us; /* that it took */
+    struct model_adapter_known hint; /* from the loop to the loader */
+    int64_t fetch_us;                /* that it took */
     enum err result;
     struct err_text why;
 };
@@ -43,8 +41,8 @@ struct entry {
  * long as the files stay as they are. */
 struct known {
     char id[POOL_ID_BYTES];
-    char revision[POOL_REVISION_BYTES];
-    struct model_adapter_stamp stamp;
+    struct model_adapter_stamp stamp; /* that was asked for */
+    struct model_adapter_known read;  /* zeros, and of a refusal */
     enum err verdict;
     struct err_text why;
 };
@@ -60,18 +58,10 @@ struct adapters {
     uint32_t fetching, resident;
     uint32_t *loads, *deltas; /* entries that are LOADING; and of those RESIDENT, those to tell */
     uint32_t loading, delta_count;
-    struct known *known; /* direct-mapped by hash */
+    struct known *known; /* [KNOWN_SETS by the id's hash][KNOWN_WAYS], the latest of a set first */
 
-    struct ring requests, results; /* of struct entry */
-    struct bell bells[LOADERS_MAX];
-    pthread_t threads[LOADERS_MAX];
-    uint32_t thread_count;
-    _Atomic bool closing;
-};
-
-struct loader {
-    struct adapters *adapters;
-    uint32_t index;
+    struct loaders *loaders;
+    struct ring results; /* of struct entry */
 };
 
 static uint64_t entry_hash(const char *id, const struct model_adapter_stamp *stamp) {
@@ -80,10 +70,7 @@ static uint64_t entry_hash(const char *id, const struct model_adapter_stamp *sta
     return h ^ h >> 32;
 }
 
-static bool stamp_equal(const struct model_adapter_stamp *a, const struct model_adapter_stamp *b) {
-    return a->device == b->device && a->inode == b->inode && a->bytes == b->bytes &&
-           a->mtime_ns == b->mtime_ns;
-}
+static const struct model_adapter_stamp no_stamp;
 
 /* ---- loaders ------------------------------------------------------------------------------ */
 
@@ -92,52 +79,26 @@ static enum err entry_make(const struct adapters *a, struct entry *e) {
     if (o->maker.make != NULL) {
         return o->maker.make(o->maker.context, e->id, o->store, &e->image, &e->facts, &e->why);
     }
-    return model_adapter_load(o->model, &o->files, e->id, o->store, &e->image, &e->facts, &e->why);
+    struct model_adapter_options files = o->files;
+    files.known = &e->hint;
+    files.crew = loaders_crew(a->loaders);
+    return model_adapter_load(o->model, &files, e->id, o->store, &e->image, &e->facts, &e->why);
 }
 
-static void *loader_main(void *argument) {
-    struct loader *l = argument;
-    struct adapters *a = l->adapters;
-    struct bell *bell = &a->bells[l->index];
-    free(l);
-    while (!atomic_load(&a->closing)) {
-        struct entry *e = ring_pop(&a->requests);
-        if (e == NULL) {
-            (void)bell_wait(bell, LOADER_WAIT_MS);
-            continue;
-        }
-        int64_t begin_us = clock_mono_us();
-        e->image = NULL;
-        e->result = entry_make(a, e);
-        e->fetch_us = clock_mono_us() - begin_us;
-        CHECK(ring_push(&a->results, e)); /* as many cells as entries */
-        bell_ring(a->options.loop);
-    }
-    return NULL;
-}
-
-static enum err loaders_start(struct adapters *a) {
-    for (uint32_t i = 0; i < a->options.loaders; i++) {
-        struct loader *l = malloc(sizeof *l);
-        if (l == NULL) {
-            return ERR_NO_MEMORY;
-        }
-        *l = (struct loader){.adapters = a, .index = i};
-        bell_init(&a->bells[i]);
-        if (pthread_create(&a->threads[i], NULL, loader_main, l) != 0) {
-            free(l);
-            return ERR_NO_MEMORY;
-        }
-        a->thread_count++;
-    }
-    return ERR_OK;
+static void entry_serve(void *context, void *request) {
+    struct adapters *a = context;
+    struct entry *e = request;
+    int64_t begin_us = clock_mono_us();
+    e->image = NULL;
+    e->result = entry_make(a, e);
+    e->fetch_us = clock_mono_us() - begin_us;
+    CHECK(ring_push(&a->results, e)); /* as many cells as entries */
+    bell_ring(a->options.loop);
 }
 
 /* ---- open, close -------------------------------------------------------------------------- */
 
 enum err adapters_open(struct adapters **out, const struct adapters_options *options) {
-    CHECK(options->loaders >= 1);
-    CHECK(options->loaders <= LOADERS_MAX);
     struct adapters *a = calloc(1, sizeof *a);
     if (a == NULL) {
         return ERR_NO_MEMORY;
@@ -153,19 +114,22 @@ enum err adapters_open(struct adapters **out, const struct adapters_options *opt
     a->entries = calloc(a->count, sizeof *a->entries);
     a->view = calloc(a->count, sizeof *a->view);
     a->hash = malloc(heads * sizeof *a->hash);
-    a->known = calloc(KNOWN_MAX, sizeof *a->known);
+    a->known = calloc((size_t)KNOWN_SETS * KNOWN_WAYS, sizeof *a->known);
     a->loads = calloc(options->resident_max, sizeof *a->loads);
     a->deltas = calloc(options->resident_max, sizeof *a->deltas);
     if (a->loads == NULL || a->deltas == NULL || a->entries == NULL || a->view == NULL ||
-        a->hash == NULL || a->known == NULL || ring_init(&a->requests, a->count) != ERR_OK ||
-        ring_init(&a->results, a->count) != ERR_OK) {
+        a->hash == NULL || a->known == NULL || ring_init(&a->results, a->count) != ERR_OK) {
         goto out;
     }
     memset(a->hash, 0xff, heads * sizeof *a->hash);
     for (uint32_t i = 0; i < a->count; i++) {
         a->entries[i].hash_next = i + 1 < a->count ? i + 1 : NO_ENTRY;
     }
-    e = loaders_start(a);
+    e = loaders_open(&a->loaders,
+                     &(struct loaders_options){.threads = loaders_count(options->loaders),
+                                               .requests_max = ADAPTERS_FETCHES_MAX,
+                                               .serve = entry_serve,
+                                               .context = a});
 out:
     if (e != ERR_OK) {
         adapters_close(a);
@@ -179,17 +143,12 @@ void adapters_close(struct adapters *a) {
     if (a == NULL) {
         return;
     }
-    atomic_store(&a->closing, true);
-    for (uint32_t i = 0; i < a->thread_count; i++) {
-        bell_ring(&a->bells[i]);
-        (void)pthread_join(a->threads[i], NULL);
-    }
+    loaders_close(a->loaders);
     for (uint32_t i = 0; a->entries != NULL && i < a->count; i++) { /* fetched, or stored */
         if (a->entries[i].image != NULL) {
             pool_store_drop(a->options.store, a->entries[i].image);
         }
     }
-    ring_deinit(&a->requests);
     ring_deinit(&a->results);
     free(a->known);
     free(a->loads);
@@ -237,26 +196,41 @@ static void entry_settle(struct adapters *a, uint32_t index) {
     a->free = index;
 }
 
-static struct known *known_place(struct adapters *a, const struct entry *e) {
-    return &a->known[entry_hash(e->id, &e->stamp) & (KNOWN_MAX - 1)];
+static struct known *known_set(struct adapters *a, const char *id) {
+    uint64_t h = hash_bytes(id, strlen(id));
+    return a->known + ((h ^ h >> 32) & (KNOWN_SETS - 1)) * KNOWN_WAYS;
+}
+
+static bool known_is(const struct known *k, const struct entry *e) {
+    return model_adapter_stamp_equal(&k->stamp, &e->stamp) && strcmp(k->id, e->id) == 0;
 }
 
 /* What is known of these very files, or NULL. */
 static const struct known *known_find(struct adapters *a, const struct entry *e) {
-    const struct known *k = known_place(a, e);
-    return strcmp(k->id, e->id) == 0 && stamp_equal(&k->stamp, &e->stamp) ? k : NULL;
+    const struct known *set = known_set(a, e->id);
+    for (uint32_t i = 0; i < KNOWN_WAYS; i++) {
+        if (known_is(&set[i], e)) {
+            return &set[i];
+        }
+    }
+    return NULL;
 }
 
 static void known_keep(struct adapters *a, const struct entry *e) {
-    static const struct model_adapter_stamp not_looked_at;
-    if (stamp_equal(&e->stamp, &not_looked_at)) {
+    if (model_adapter_stamp_equal(&e->stamp, &no_stamp)) { /* nobody looked at it */
         return;
     }
-    struct known *k = known_place(a, e);
-    *k = (struct known){.stamp = e->stamp, .verdict = e->verdict, .why = e->why};
-    memcpy(k->id, e->id, sizeof k->id);
+    struct known *set = known_set(a, e->id);
+    uint32_t at = 0;
+    while (at < KNOWN_WAYS - 1 && !known_is(&set[at], e)) {
+        at++;
+    }
+    memmove(set + 1, set, at * sizeof *set);
+    set[0] = (struct known){.stamp = e->stamp, .verdict = e->verdict, .why = e->why};
+    memcpy(set[0].id, e->id, sizeof set[0].id);
     if (e->verdict == ERR_OK) {
-        memcpy(k->revision, e->image->revision, sizeof k->revision);
+        set[0].read.stamp = e->facts.stamp;
+        memcpy(set[0].read.revision, e->image->revision, sizeof set[0].read.revision);
     }
 }
 
@@ -265,7 +239,7 @@ uint32_t adapters_enter(struct adapters *a, const char *id,
     uint32_t *head = &a->hash[entry_hash(id, stamp) & a->hash_mask];
     for (uint32_t i = *head; i != NO_ENTRY; i = a->entries[i].hash_next) {
         struct entry *e = &a->entries[i];
-        if (strcmp(e->id, id) == 0 && stamp_equal(&e->stamp, stamp)) {
+        if (strcmp(e->id, id) == 0 && model_adapter_stamp_equal(&e->stamp, stamp)) {
             e->jobs++;
             return i;
         }
@@ -290,10 +264,21 @@ uint32_t adapters_enter(struct adapters *a, const char *id,
     return index;
 }
 
-void adapters_leave(struct adapters *a, uint32_t entry) {
+void adapters_begin(struct adapters *a, uint32_t entry) {
+    struct entry *e = entry_at(a, entry);
+    CHECK(a->view[entry].state == SCHED_RESIDENT);
+    CHECK(e->begun < e->jobs);
+    e->begun++;
+}
+
+void adapters_leave(struct adapters *a, uint32_t entry, bool begun) {
     struct entry *e = entry_at(a, entry);
     CHECK(e->jobs > 0);
     e->jobs--;
+    if (begun) {
+        CHECK(e->begun > 0);
+        e->begun--;
+    }
     entry_settle(a, entry);
 }
 
@@ -334,12 +319,12 @@ void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us) {
     CHECK(a->view[entry].state == SCHED_AWAY);
     CHECK(e->verdict == ERR_OK);
     const struct known *known = known_find(a, e);
-    if (known != NULL) {
-        struct pool_image *image = pool_store_find(a->options.store, e->id, known->revision);
-        if (image != NULL) {
-            entry_stored(a, entry, image);
-            return;
-        }
+    const char *revision = e->begun > 0 ? e->revision : known != NULL ? known->read.revision : "";
+    struct pool_image *image =
+        revision[0] != '\0' ? pool_store_find(a->options.store, e->id, revision) : NULL;
+    if (image != NULL) {
+        entry_stored(a, entry, image);
+        return;
     }
     if (now_us < e->retry_us || a->fetching == ADAPTERS_FETCHES_MAX) {
         return; /* the plan asks again */
@@ -347,16 +332,15 @@ void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us) {
     a->view[entry].state = SCHED_FETCHING;
     a->fetching++;
     count_one(a, e, METRIC_ADAPTER_FETCHES);
-    CHECK(ring_push(&a->requests, e));
-    for (uint32_t i = 0; i < a->thread_count; i++) {
-        bell_ring(&a->bells[i]);
-    }
+    e->hint = known != NULL ? known->read : (struct model_adapter_known){0};
+    loaders_give(a->loaders, e);
 }
 
-/* Lets go of images that wait for pages, so that the store has room for the one wanted now. */
+/* Lets go of images that wait for pages, so that the store has room for the one wanted now; but
+ * not of those that begun jobs need, whose files may be gone. */
 static void stored_release(struct adapters *a) {
     for (uint32_t i = 0; i < a->count; i++) {
-        if (a->entries[i].used && a->view[i].state == SCHED_STORED) {
+        if (a->entries[i].used && a->view[i].state == SCHED_STORED && a->entries[i].begun == 0) {
             pool_store_drop(a->options.store, a->entries[i].image);
             a->entries[i].image = NULL;
             a->view[i].state = SCHED_AWAY;
@@ -404,8 +388,11 @@ bool adapters_take(struct adapters *a, struct adapters_news *news, int64_t now_u
     CHECK(a->fetching > 0);
     a->fetching--;
     e->jobs++; /* the caller's, so that the entry stays while the news is dealt with */
+    bool changed =
+        e->result == ERR_OK && e->begun > 0 && strcmp(e->revision, e->image->revision) != 0;
     entry_fetched(a, e, now_us);
     news->entry = (uint32_t)(e - a->entries);
+    news->changed = changed;
     news->error = e->verdict != ERR_OK ? e->verdict : e->result;
     news->facts = e->facts;
     news->why = e->why;
@@ -428,9 +415,10 @@ void adapters_forget(struct adapters *a, const char *id) {
             e->retry_us = 0;
         }
     }
-    for (uint32_t i = 0; i < KNOWN_MAX; i++) {
-        if (a->known[i].verdict != ERR_OK && strcmp(a->known[i].id, id) == 0) {
-            a->known[i] = (struct known){0};
+    struct known *set = known_set(a, id);
+    for (uint32_t i = 0; i < KNOWN_WAYS; i++) {
+        if (set[i].verdict != ERR_OK && strcmp(set[i].id, id) == 0) {
+            set[i] = (struct known){0};
         }
     }
 }
@@ -485,6 +473,9 @@ void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {
     struct entry *e = entry_at(a, entry);
     CHECK(a->view[entry].state == SCHED_RESIDENT);
     CHECK(a->view[entry].users == 0);
+    /* Jobs that have begun need these very bytes, and the files may not be these any more. */
+    struct pool_image *kept =
+        e->begun > 0 ? pool_store_find(a->options.store, e->id, e->revision) : NULL;
     pool_adapter_evict(a->options.pool, a->options.store, e->device, ticket);
     if (e->delta) {
         uint32_t at = 0;
@@ -498,6 +489,9 @@ void adapters_evict(struct adapters *a, uint32_t entry, uint64_t ticket) {
     a->resident--;
     count_one(a, e, METRIC_ADAPTER_EVICTIONS);
     count_bytes(a, e, METRIC_ADAPTER_BYTES_RESIDENT, -1);
+    if (kept != NULL) {
+        entry_stored(a, entry, kept);
+    }
     entry_settle(a, entry);
 }
 

@@ -2,9 +2,9 @@
  *
  * An entry is an (id, stamp) pair: what the files looked like when the job came. Files that are
  * replaced make a new entry, so no job ever mixes revisions; the old one serves its jobs to the
- * end. The entries are what the scheduler knows as adapters.
+ * end, also those that were preempted. The entries are what the scheduler knows as adapters.
  *
- * Thread: the loop, but for the loader threads inside, which own an entry while it is FETCHING. */
+ * Thread: the loop, but for the loaders inside, which own an entry while it is FETCHING. */
 #ifndef LORRY_WORKER_ADAPTERS_H
 #define LORRY_WORKER_ADAPTERS_H
 
@@ -41,7 +41,7 @@ struct adapters_options {
     struct pool_store *store;
     uint32_t jobs_max;     /* each job names at most one entry */
     uint32_t resident_max; /* the device's adapter table */
-    uint32_t loaders;      /* threads */
+    uint32_t loaders;      /* threads; 0 = as many as suit the machine */
     uint32_t retry_ms;     /* pause after an adapter could not be read */
     struct metrics *metrics;
     struct bell *loop; /* rung when a loader is done */
@@ -52,11 +52,15 @@ NODISCARD enum err adapters_open(struct adapters **out, const struct adapters_op
 void adapters_close(struct adapters *a);
 uint32_t adapters_max(const struct adapters *a); /* entries are below this */
 
-/* The entry of (id, stamp), counted for one job more. Every job that entered leaves once.
+/* The entry of (id, stamp), counted for one job more. Every job that entered leaves once, and says
+ * whether it had begun.
  * A stamp of zeros stands for files that could not be looked at. */
 uint32_t adapters_enter(struct adapters *a, const char *id,
                         const struct model_adapter_stamp *stamp);
-void adapters_leave(struct adapters *a, uint32_t entry);
+void adapters_leave(struct adapters *a, uint32_t entry, bool begun);
+/* A job of it starts for the first time: from now on until the job leaves, the entry is of the
+ * revision that is resident. Its image is kept in the store when it leaves the pages. */
+void adapters_begin(struct adapters *a, uint32_t entry);
 
 /* What the scheduler sees, [adapters_max]. */
 const struct sched_adapter *adapters_view(const struct adapters *a);
@@ -76,6 +80,7 @@ void adapters_rest(struct adapters *a);
 struct adapters_news {
     uint32_t entry;
     enum err error; /* ERR_OK; a refusal, which ends its jobs; or what will be tried again */
+    bool changed;   /* the bytes that its begun jobs ran with are gone: these jobs must end */
     struct model_adapter_facts facts;
     struct err_text why;
 };

@@ -51,7 +51,7 @@ void engine_end(struct engine *e, struct job *job, enum job_outcome outcome) {
         engine_count_waiting(e, job, -1);
     }
     if (job->entry != ADAPTERS_BASE) {
-        adapters_leave(e->adapters, job->entry);
+        adapters_leave(e->adapters, job->entry, job->started_us != 0);
         job->entry = ADAPTERS_BASE;
     }
     e->held[job->index] = NULL;
@@ -152,6 +152,20 @@ static void entry_refused(struct engine *e, uint32_t entry, enum err error,
     }
 }
 
+/* Ends the jobs of an entry that have begun on a revision which cannot be had any more: they were
+ * preempted, the files replaced, and the store had no room to keep the image. */
+static void entry_changed(struct engine *e, uint32_t entry) {
+    struct err_text why = {0};
+    (void)err_set_field(&why, ERR_ADAPTER_CHANGED, "adapter",
+                        "adapter %s was replaced while the job waited to go on",
+                        adapters_id(e->adapters, entry));
+    for (uint32_t i = 0; i < e->jobs_max; i++) {
+        if (e->held[i] != NULL && e->held[i]->entry == entry && e->held[i]->started_us != 0) {
+            job_refuse(e, e->held[i], ERR_ADAPTER_CHANGED, &why);
+        }
+    }
+}
+
 void engine_take_adapters(struct engine *e, int64_t now_us) {
     struct adapters_news news;
     while (adapters_take(e->adapters, &news, now_us)) {
@@ -163,10 +177,13 @@ void engine_take_adapters(struct engine *e, int64_t now_us) {
                           sizeof news.facts.id - 1);
             entry_refused(e, news.entry, news.error, &news.why);
         }
+        if (news.changed) {
+            entry_changed(e, news.entry);
+        }
         if (refused || disposition == ERR_DO_NOTHING) {
             registry_adapter(e->options.registry, &news.facts, refused ? &news.why : NULL);
         }
-        adapters_leave(e->adapters, news.entry);
+        adapters_leave(e->adapters, news.entry, false);
     }
     adapters_poll(e->adapters);
 }

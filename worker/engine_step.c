@@ -93,11 +93,14 @@ static enum err seat(struct engine *e, struct job *job, uint32_t position,
         job->started_us = clock_mono_us();
         job->cached = position;
         if (job->entry != ADAPTERS_BASE) {
+            adapters_begin(e->adapters, job->entry);
             memcpy(job->revision, adapters_revision(e->adapters, job->entry), sizeof job->revision);
         }
         metrics_observe(e->options.metrics, METRIC_QUEUE_SECONDS,
                         (double)(job->started_us - job->received_us) / 1e6);
         e->options.publish(e->options.context, job, 0);
+    } else if (job->entry != ADAPTERS_BASE) { /* all its tokens are of one revision */
+        CHECK(strcmp(job->revision, adapters_revision(e->adapters, job->entry)) == 0);
     }
     *set = job->sampling;
     set->slot = slot;

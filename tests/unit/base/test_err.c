@@ -51,6 +51,7 @@ static void published_entries_stay(void **state) {
         {ERR_ADAPTER_UNREADABLE, "adapter_unreadable", ERR_LATER, EXIT_MODEL},
         {ERR_BAD_MESSAGE, "bad_message", ERR_REJECT, EXIT_JOBS},
         {ERR_UNKNOWN_ADAPTER, "unknown_adapter", ERR_REJECT, EXIT_MODEL},
+        {ERR_ADAPTER_CHANGED, "adapter_changed", ERR_FAIL, EXIT_MODEL},
         {ERR_RESULT_TOO_LARGE, "result_too_large", ERR_FAIL, EXIT_JOBS},
         {ERR_BAD_CONFIG, "bad_config", ERR_FATAL, EXIT_USAGE},
         {ERR_BAD_MODEL, "bad_model", ERR_FATAL, EXIT_MODEL},
