@@ -296,6 +296,9 @@ static void size_pool(const struct bench_case *c, uint32_t adapter_pages,
                       const struct worker_plan *plan, struct worker_bench_run *run,
                       uint32_t *resident_max) {
     *resident_max = 0;
+    if (c->beside && plan->page_count > WORKER_BENCH_LOADS * adapter_pages) {
+        run->pages = plan->page_count - WORKER_BENCH_LOADS * adapter_pages;
+    }
     if (c->pool_tokens > 0) {
         run->pages = pages_of(c->pool_tokens, plan);
     }
@@ -337,6 +340,44 @@ static enum err check_lengths(const struct bench_case *c, const struct model_fac
                        c->name, plan->page_count, pages, part, (uint32_t)row_pages, adapter_pages);
     }
     return ERR_OK;
+}
+
+/* Decode steps alone against those beside loads. */
+static void report_beside(const struct bench_figures *alone, const struct bench_figures *loaded,
+                          const struct worker_bench_report *r) {
+    (void)printf("  beside loads   %.1f GB/s of adapters; decode steps p50 %.3f ms, alone %.3f "
+                 "(%.3f times); mean %.3f, alone %.3f (%.3f times)\n\n",
+                 r->beside_s > 0 ? (double)r->beside_bytes / r->beside_s / 1e9 : 0.0,
+                 loaded->decode.p50, alone->decode.p50, loaded->decode.p50 / alone->decode.p50,
+                 loaded->decode.mean, alone->decode.mean, loaded->decode.mean / alone->decode.mean);
+    (void)fflush(stdout);
+}
+
+/* The same jobs again, while an adapter is loaded again and again. */
+static enum err run_beside(const struct bench *b, struct bench_adapters *adapters,
+                           const struct bench_case *c, const struct bench_jobs *jobs,
+                           struct worker_bench_run *run, const struct bench_figures *alone,
+                           struct err_text *why) {
+    struct pool_store *store = worker_bench_store(b->bench);
+    struct worker_bench_report report = {0};
+    struct model_adapter_facts facts;
+    struct pool_image *image = NULL;
+    char id[BENCH_NAME_BYTES];
+    bench_adapter_id(id, c, 0);
+    enum err e = bench_adapter_make(adapters, id, store, &image, &facts, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    run->load = image;
+    e = worker_bench_run(b->bench, run, &report, why);
+    if (e == ERR_OK) {
+        struct bench_figures f;
+        bench_figures_make(&f, &report, jobs, worker_bench_device(b->bench), model_facts(b->model));
+        report_beside(alone, &f, &report);
+    }
+    worker_bench_report_deinit(&report);
+    pool_store_drop(store, image);
+    return e;
 }
 
 static enum err run_case(const struct bench *b, const struct bench_case *c, struct err_text *why) {
@@ -385,6 +426,9 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
         }
         (void)fflush(stdout);
         e = report.failed == 0 ? ERR_OK : err_set(why, ERR_INTERNAL, "%s", report.failure.message);
+        if (e == ERR_OK && c->beside) {
+            e = run_beside(b, &adapters, c, &jobs, &run, &f, why);
+        }
     }
     worker_bench_report_deinit(&report);
     bench_adapters_close(&adapters);

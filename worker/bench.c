@@ -133,8 +133,19 @@ struct pool_store *worker_bench_store(struct worker_bench *b) {
 
 /* ---- a run -------------------------------------------------------------------------------- */
 
+/* Loads beside the steps: an image, and where it goes. */
+struct beside {
+    const struct pool_image *image;      /* NULL: none */
+    uint32_t *pages[WORKER_BENCH_LOADS]; /* [image's pages] each */
+    uint64_t events[WORKER_BENCH_LOADS]; /* ring of loads under way */
+    uint64_t begun, done;                /* loads */
+    int64_t begin_us, done_us;           /* of the first, and when `done` was last seen to rise */
+};
+
 struct session {
     struct config config;
+    const struct worker_bench *bench;
+    struct beside beside;
     struct worker_bench_report *report;
     struct engine *engine;
     struct registry *registry;
@@ -149,6 +160,65 @@ struct session {
     _Atomic uint64_t revocations;
 };
 
+static enum err beside_open(struct beside *l, const struct worker_bench *b, uint32_t first_page,
+                            const struct pool_image *image) {
+    if (image == NULL) {
+        return ERR_OK;
+    }
+    uint64_t end = (uint64_t)first_page + (uint64_t)WORKER_BENCH_LOADS * image->page_count;
+    if (first_page == 0 || end > b->facts.plan.page_count || image->outer_pages > 0) {
+        return ERR_BAD_CONFIG;
+    }
+    for (uint32_t i = 0; i < WORKER_BENCH_LOADS; i++) {
+        l->pages[i] = calloc(image->page_count, sizeof *l->pages[i]);
+        if (l->pages[i] == NULL) {
+            return ERR_NO_MEMORY;
+        }
+        for (uint32_t k = 0; k < image->page_count; k++) {
+            l->pages[i][k] = first_page + k * WORKER_BENCH_LOADS + i;
+        }
+    }
+    l->image = image;
+    return ERR_OK;
+}
+
+static void beside_poll(struct beside *l, const struct worker_bench *b) {
+    while (l->done < l->begun &&
+           b->ops->event_done(b->device, l->events[l->done % WORKER_BENCH_LOADS])) {
+        l->done++;
+        l->done_us = clock_mono_us();
+    }
+}
+
+/* Keeps the bus busy. Thread: the loop. */
+static void beside_fill(struct beside *l, const struct worker_bench *b) {
+    beside_poll(l, b);
+    while (l->image != NULL && l->begun - l->done < WORKER_BENCH_LOADS) {
+        uint32_t at = (uint32_t)(l->begun % WORKER_BENCH_LOADS);
+        l->begin_us = l->begun == 0 ? clock_mono_us() : l->begin_us;
+        if (b->ops->load(b->device, l->image->elements, l->pages[at], l->image->page_count,
+                         &l->events[at]) != ERR_OK) {
+            return; /* the next step says so */
+        }
+        l->begun++;
+    }
+}
+
+/* What they brought; waits for those on their way. */
+static void beside_close(struct beside *l, const struct worker_bench *b,
+                         struct worker_bench_report *r) {
+    if (l->done > 0) {
+        r->beside_bytes = l->done * l->image->bytes;
+        r->beside_s = (double)(l->done_us - l->begin_us) / 1e6;
+    }
+    while (l->done < l->begun) {
+        beside_poll(l, b);
+    }
+    for (uint32_t i = 0; i < WORKER_BENCH_LOADS; i++) {
+        free(l->pages[i]);
+    }
+}
+
 /* Thread: the loop. */
 static void stepped(void *context, const struct engine_stepped *step) {
     struct session *s = context;
@@ -156,6 +226,7 @@ static void stepped(void *context, const struct engine_stepped *step) {
     if (!s->measured || s->no_memory) {
         return;
     }
+    beside_fill(&s->beside, s->bench);
     if (r->step_count == s->steps_room) {
         uint32_t room = s->steps_room > 0 ? s->steps_room * 2 : STEPS_ROOM;
         struct engine_stepped *grown = realloc(r->steps, room * sizeof *grown);
@@ -322,6 +393,10 @@ static enum err session_open(struct session *s, struct worker_bench *b,
         engine.registry = s->registry;
         e = engine_open(&s->engine, &engine, why);
     }
+    if (e == ERR_OK) {
+        e = beside_open(&s->beside, b, run->pages, run->load);
+        (void)(e == ERR_OK ? e : err_set(why, e, "no room for loads beside the steps"));
+    }
     return e;
 }
 
@@ -346,7 +421,7 @@ static void counts_take(const struct session *s, int64_t sign) {
 enum err worker_bench_run(struct worker_bench *b, const struct worker_bench_run *run,
                           struct worker_bench_report *report, struct err_text *why) {
     struct worker_bench_report r = {0};
-    struct session s = {.report = &r};
+    struct session s = {.report = &r, .bench = b};
     enum err e = session_open(&s, b, run, why);
     if (e == ERR_OK) {
         e = session_run(&s, run->warm, run->warm_count, why);
@@ -363,6 +438,7 @@ enum err worker_bench_run(struct worker_bench *b, const struct worker_bench_run 
     if (e == ERR_OK && s.no_memory) {
         e = err_set(why, ERR_NO_MEMORY, "no memory for the figures of all steps");
     }
+    beside_close(&s.beside, b, &r);
     session_close(&s);
     if (e != ERR_OK) {
         worker_bench_report_deinit(&r);

@@ -57,6 +57,8 @@ struct worker_bench_job {
     uint32_t sampled;
 };
 
+enum { WORKER_BENCH_LOADS = 6 }; /* on their way at once; a step takes as long as some of them */
+
 struct worker_bench_run {
     struct worker_bench_job *jobs;
     uint32_t job_count;
@@ -69,6 +71,10 @@ struct worker_bench_run {
     bool arrival;                             /* scheduler.policy: arrival */
     bool prefixes;
     struct adapters_maker maker; /* of the adapters that jobs name */
+    /* An image that the caller holds, or NULL: while the jobs run it is loaded again and again
+     * without a pause, into pages that no two of which adjoin. `pages` leaves so many of the
+     * device's for it: WORKER_BENCH_LOADS × its own. */
+    const struct pool_image *load;
 };
 
 struct worker_bench_report {
@@ -80,6 +86,8 @@ struct worker_bench_report {
     uint32_t step_count;
     uint32_t rows, pages; /* as they were in the end: of the run, of its pool */
     uint64_t preemptions, loads, load_pages, evictions, fetches;
+    uint64_t beside_bytes; /* that run.load's loads brought, */
+    double beside_s;       /* in this time */
 };
 
 /* Errors  ERR_DEVICE, ERR_NO_MEMORY, ERR_BAD_CONFIG (a size that the device was not opened for). */

@@ -50,6 +50,7 @@ struct bench_case {
     bool qkvo; /* adapters change q, k, v and o alone, not all seven */
     enum bench_order order;
     double alpha;
+    bool beside;          /* the jobs run twice: then while adapters are loaded all the time */
     bool idle;            /* the adapters are resident, but no job uses one */
     bool arrival;         /* jobs start in the order in which they came */
     uint32_t room;        /* pages for so many adapters, besides the rows' KV; 0 = the whole pool */

@@ -123,6 +123,16 @@ static const struct entry entries[] = {
      ROWS,
      256,
      "decode steps of N rows at a context of 1,024"},
+    {{.name = "load",
+      .shape = LLAMA_3_8B,
+      .input = {1024, 0},
+      .output = {128, 0},
+      RANK(16),
+      .adapters = 1,
+      .beside = true},
+     ROWS,
+     256,
+     "steps of N rows of one adapter, alone and while others are loaded without a pause"},
 };
 
 enum { SKEW_FROM = 32 }; /* of B1 and B2: adapters in turn below, in random order from here on */
