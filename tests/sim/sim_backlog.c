@@ -56,10 +56,12 @@ struct load {
     uint32_t sight; /* most jobs in the process, backlog.jobs; 0 = all */
     uint32_t split; /* percentage of the pages, for adapters alone */
     bool uneven;    /* lengths 8 .. 511 */
+    double rate;    /* jobs a second, evenly; 0 = all at once */
 };
 
 struct job {
     uint32_t adapter, prompt, output, read, held; /* held: pages */
+    double came_us, started_us;
     bool running;
 };
 
@@ -82,6 +84,7 @@ struct outcome {
     double seconds, rows, adapters; /* rows, adapters: a step's mean */
     uint64_t steps, bytes_read, loads;
     uint32_t preempted;
+    double wait_mean, wait_99, wait_max; /* seconds until a job starts */
 };
 
 static void fail(const char *what) {
@@ -125,9 +128,15 @@ static void make_jobs(struct gpu *g) {
     }
 }
 
-static void give_jobs(struct gpu *g) {
+static bool comes(const struct gpu *g) {
     const struct load *l = g->load;
-    while (g->given < l->jobs && (l->sight == 0 || g->given + g->left < l->jobs + l->sight)) {
+    bool in_sight = l->sight == 0 || g->given + g->left < l->jobs + l->sight;
+    bool due = l->rate <= 0 || g->given / l->rate * 1e6 <= g->now_us;
+    return g->given < l->jobs && in_sight && due;
+}
+
+static void give_jobs(struct gpu *g) {
+    while (comes(g)) {
         uint64_t bound = 0;
         struct sched_job job = {.job = g->given,
                                 .adapter = g->jobs[g->given].adapter,
@@ -138,7 +147,7 @@ static void give_jobs(struct gpu *g) {
         if (sched_enter(g->sched, &job, &bound) != ERR_OK) {
             fail("a job is refused");
         }
-        g->given++;
+        g->jobs[g->given++].came_us = g->now_us;
     }
 }
 
@@ -261,6 +270,7 @@ static void launch(struct gpu *g, const struct sched_plan *plan, struct outcome 
         if (w->starts) {
             g->adapters[w->adapter].users++;
             j->running = true;
+            j->started_us = j->started_us > 0 ? j->started_us : g->now_us + 1;
         }
         if (w->pages > g->pages_free || g->adapters[w->adapter].state != SCHED_RESIDENT) {
             fail("a row without pages");
@@ -321,6 +331,25 @@ static void preempt(struct gpu *g, uint32_t job) {
     j->running = false;
 }
 
+static int by_value(const void *a, const void *b) {
+    const double *x = a;
+    const double *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+static void waits(const struct gpu *g, struct outcome *out) {
+    uint32_t count = g->load->jobs;
+    double *wait = room(count, sizeof *wait);
+    for (uint32_t i = 0; i < count; i++) {
+        wait[i] = (g->jobs[i].started_us - g->jobs[i].came_us) / 1e6;
+        out->wait_mean += wait[i] / count;
+    }
+    qsort(wait, count, sizeof *wait, by_value);
+    out->wait_99 = wait[(uint64_t)count * 99 / 100];
+    out->wait_max = wait[count - 1];
+    free(wait);
+}
+
 static struct outcome run(const struct load *l, enum sched_policy policy) {
     struct gpu g;
     struct outcome out = {0};
@@ -376,6 +405,7 @@ static struct outcome run(const struct load *l, enum sched_policy policy) {
     }
     out.seconds = g.now_us / 1e6;
     out.preempted = g.preempted;
+    waits(&g, &out);
     out.rows /= (double)out.steps;
     out.adapters /= (double)out.steps;
     free(f.jobs);
@@ -506,6 +536,29 @@ static void parts(void) {
     }
 }
 
+/* Jobs that come at a rate, on adapters of which few have most. Where rows are free both orders are
+ * one; where they are not, backlog does more a second, and the jobs of rare adapters, which pay for
+ * it, wait little more than wait_steps. */
+static void streams(void) {
+    static const double rates[] = {60, 90, 118};
+    for (size_t i = 0; i < sizeof rates / sizeof rates[0]; i++) {
+        char name[16];
+        struct outcome o[2];
+        (void)snprintf(name, sizeof name, "%.0f a second", rates[i]);
+        struct load l = {name, G, .adapters = 1000, R64, .skewed = true, .pages = H200_PAGES};
+        l.rate = rates[i];
+        for (enum sched_policy policy = SCHED_BACKLOG; policy <= SCHED_ARRIVAL; policy++) {
+            o[policy] = show(&l, policy);
+            (void)printf("              waits: %.3f s mean, %.3f p99, %.3f at most\n",
+                         o[policy].wait_mean, o[policy].wait_99, o[policy].wait_max);
+        }
+        const struct outcome *b = &o[SCHED_BACKLOG];
+        double step_s = b->seconds / (double)b->steps;
+        require(b->wait_mean < 1.05 * o[SCHED_ARRIVAL].wait_mean, &l, "jobs wait longer");
+        require(b->wait_max < (WAIT_STEPS + 600) * step_s, &l, "a job waits too long");
+    }
+}
+
 int main(void) {
     static const struct load g[] = {
         {"G16", G, .adapters = 1000, R16, .warm = 1000, .pages = H200_PAGES},
@@ -515,6 +568,7 @@ int main(void) {
     };
     static const struct load cold = {"G16, cold",         G, .adapters = 1000, R16, .cold = true,
                                      .pages = SMALL_PAGES};
+    streams();
     odd_gpus();
     parts();
     churn();
