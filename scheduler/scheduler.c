@@ -113,6 +113,8 @@ static uint64_t cost_steps(const struct sched *s, uint64_t prompt, uint64_t outp
  *    jobs that run after J has come and before it starts, all of R is over, or J has started, after
  *    the sum of cost_steps over R. When nothing runs, the first in order needs no head-room and may
  *    evict every idle resident, so that it starts; plans meanwhile have no work and do not count.
+ *    In the order of arrival a job is aged at once and a turn is one job's, so that this holds as
+ *    well; what passes it over while its adapter is on its way came in steps that do not count.
  * 3. R is within: the jobs known now; at most rows_max unknown ones that run when J becomes aged;
  *    those of 1. Of an unknown job the cost is at most that of a whole slot.
  * It is a bound for proofs and alarms, not an estimate. */

@@ -65,7 +65,8 @@ struct worker_plan {
     uint64_t page_bytes;    /* over all layers */
     uint64_t pool_bytes, weight_bytes;
     uint64_t memory_bytes; /* host: the sum of all that may become resident (invariant 7) */
-    /* the scheduler's cost model before it has learned; only ratios matter */
+    /* the priors of the scheduler's cost model, from the device's kind: mostly proportions matter,
+     * which are much the same for all GPUs, and which it keeps to where steps do not show others */
     double step_us_fixed, step_us_row, load_us_page;
 };
 

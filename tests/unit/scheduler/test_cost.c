@@ -79,6 +79,29 @@ static void test_keeps_proportions_that_it_cannot_see(void **state) {
     fix_close(f);
 }
 
+/* Whatever is measured, no part leaves the others by more than the bound. */
+static void test_parts_stay_near_one_another(void **state) {
+    (void)state;
+    uint64_t seed = seed_take(9);
+    struct sched_options o = fix_options();
+    struct fixture *f = fix_open(&o);
+    const struct sched_cost *c = &f->sched->cost;
+    for (uint32_t i = 0; i < 3000; i++) {
+        uint32_t pages = seed_below(&seed, o.pages);
+        uint32_t tokens = 1 + seed_below(&seed, o.step_tokens);
+        double us = i < 1000   ? 1000.0 * pages + 1 /* nothing but pages */
+                    : i < 2000 ? 1e5 / tokens       /* the more tokens the faster */
+                               : seed_below(&seed, 1000000);
+        sched_learn(f->sched, tokens, pages, us);
+        double common = c->ratio / c->weight;
+        for (uint32_t k = 0; k < SCHED_COST_PARTS; k++) {
+            assert_true(c->us[k] > 0.16 * common * c->prior[k]);
+            assert_true(c->us[k] < 6.01 * common * c->prior[k]);
+        }
+    }
+    fix_close(f);
+}
+
 /* A device ten times slower than thought is learned as a whole within some steps. */
 static void test_scale(void **state) {
     (void)state;
@@ -98,6 +121,7 @@ int main(void) {
         cmocka_unit_test(test_learns),
         cmocka_unit_test(test_stays_sane),
         cmocka_unit_test(test_keeps_proportions_that_it_cannot_see),
+        cmocka_unit_test(test_parts_stay_near_one_another),
         cmocka_unit_test(test_scale),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
