@@ -430,5 +430,6 @@ int main(void) {
         cmocka_unit_test(test_largest),        cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_weights_of_f32), cmocka_unit_test(test_random_histories),
     };
+    cmocka_set_test_filter(getenv("LORRY_TEST"));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -153,5 +153,6 @@ int main(void) {
         cmocka_unit_test(test_reload_from_graphs),
         cmocka_unit_test(test_reload_eagerly),
     };
+    cmocka_set_test_filter(getenv("LORRY_TEST"));
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
