@@ -8,16 +8,18 @@
 #include "tools/tool.h"
 
 static const char *const own_flags[] = {
-    "--case=",        "--shape=", "--jobs=",    "--input=",       "--output=", "--adapter-count=",
-    "--rank=",        "--order=", "--targets=", "--popularity=",  "--seed=",   "--rows=",
-    "--step-tokens=", "--rate=",  "--room=",    "--pool-tokens=", "--split=",  "--arrival",
-    "--repeat=",      "--json",   NULL};
+    "--case=",          "--shape=", "--jobs=",        "--input=",   "--output=",
+    "--adapter-count=", "--rank=",  "--order=",       "--targets=", "--popularity=",
+    "--seed=",          "--rows=",  "--step-tokens=", "--rate=",    "--room=",
+    "--pool-tokens=",   "--split=", "--arrival",      "--repeat=",  "--shared=",
+    "--json",           NULL};
 
 static const char help[] =
     "Runs jobs of random tokens through the engine (scheduler, pool and device, one step ahead;\n"
     "no queue, no text) and reports tokens a second, times of steps and of the loop, what the\n"
     "device did and how much of its measured peaks that was. Lengths are forced, sampling is\n"
-    "greedy, prefixes are not shared. Some jobs and all adapters are run once before.\n"
+    "greedy, prefixes are shared where --shared says so. Some jobs and all adapters are run\n"
+    "once before.\n"
     "\n"
     "The model is --model DIR, or random weights of a shape, made on the device.\n"
     "\n"
@@ -29,6 +31,8 @@ static const char help[] =
     "  --jobs N            how many jobs [1000]\n"
     "  --input LENGTH      tokens of a prompt: N, or uniform:LOW:HIGH (HIGH not included) [128]\n"
     "  --output LENGTH     tokens of an answer, likewise [128]\n"
+    "  --shared N          the first N tokens of all prompts for an adapter are the same, and\n"
+    "                      computed once: pool.prefixes\n"
     "  --adapter-count K   adapters, made in the host store; 0 = none [0]\n"
     "  --rank R[,R2…]      their ranks, in turn [16]\n"
     "  --targets all|qkvo  the projections that they change [all]\n"
@@ -159,6 +163,7 @@ static enum err take_case(const struct tool *t, struct bench_case *c, struct err
     e = e == ERR_OK ? take_u32(t, "--adapter-count", 0, JOBS_MAX, &c->adapters, why) : e;
     e = e == ERR_OK ? take_ranks(t, c, why) : e;
     e = e == ERR_OK ? take_choices(t, c, why) : e;
+    e = e == ERR_OK ? take_u32(t, "--shared", 1, INT32_MAX, &c->shared, why) : e;
     e = e == ERR_OK ? take_u32(t, "--room", 1, JOBS_MAX, &c->room, why) : e;
     e = e == ERR_OK ? take_u32(t, "--pool-tokens", 1, INT32_MAX, &c->pool_tokens, why) : e;
     e = e == ERR_OK ? take_u32(t, "--split", 0, 99, &c->split, why) : e;
@@ -390,8 +395,11 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
                                       .elem = device->plan.elem,
                                       .qkvo = c->qkvo,
                                       .seed = c->seed};
-    struct worker_bench_run run = {
-        .rows = c->rows, .step_tokens = c->step_tokens, .split = c->split, .arrival = c->arrival};
+    struct worker_bench_run run = {.rows = c->rows,
+                                   .step_tokens = c->step_tokens,
+                                   .split = c->split,
+                                   .arrival = c->arrival,
+                                   .prefixes = c->shared > 0};
     uint32_t resident_max = 0;
     uint32_t adapter_pages = largest_adapter(c, &adapters);
     size_pool(c, adapter_pages, &device->plan, &run, &resident_max);

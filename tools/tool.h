@@ -14,7 +14,7 @@
 #include "config/config.h"
 
 enum {
-    TOOL_FLAGS_MAX = 20,   /* own flags of a command */
+    TOOL_FLAGS_MAX = 32,   /* own flags of a command */
     TOOL_SHOWN_MAX = 20,   /* bad lines or records that are named; the rest is counted */
     TOOL_NAME_BYTES = 256, /* of a model's folder */
 };

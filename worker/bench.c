@@ -415,6 +415,7 @@ static void counts_take(const struct session *s, int64_t sign) {
     r->loads += factor * metrics_value(s->metrics, METRIC_ADAPTER_LOADS);
     r->evictions += factor * metrics_value(s->metrics, METRIC_ADAPTER_EVICTIONS);
     r->fetches += factor * metrics_value(s->metrics, METRIC_ADAPTER_FETCHES);
+    r->found_tokens += factor * metrics_value(s->metrics, METRIC_TOKENS_CACHED);
     r->load_pages += factor * engine_pool_counts(s->engine).load_pages;
 }
 

@@ -88,6 +88,7 @@ struct worker_bench_report {
     uint64_t preemptions, loads, load_pages, evictions, fetches;
     uint64_t beside_bytes; /* that run.load's loads brought, */
     double beside_s;       /* in this time */
+    uint64_t found_tokens; /* of prompts, in pages that hold them already */
 };
 
 /* Errors  ERR_DEVICE, ERR_NO_MEMORY, ERR_BAD_CONFIG (a size that the device was not opened for). */

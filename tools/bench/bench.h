@@ -45,6 +45,7 @@ struct bench_case {
     const char *shape; /* the model that it is about; NULL: the one asked for */
     uint32_t jobs;
     struct bench_length input, output;
+    uint32_t shared; /* tokens that prompts for one adapter begin with alike, found in its pages */
     uint32_t adapters;                           /* 0 = all jobs on the base */
     uint32_t ranks[BENCH_RANKS_MAX], rank_count; /* adapter i has rank i % rank_count */
     bool qkvo; /* adapters change q, k, v and o alone, not all seven */
@@ -129,6 +130,7 @@ struct bench_figures {
     struct bench_times plan, build, launch, wait, take; /* of the loop */
     double host_ms;                                     /* mean of plan + build + launch + take */
     uint64_t preemptions, loads, load_bytes, evictions, fetches;
+    uint64_t found_tokens;          /* of prompts, computed for others */
     uint64_t adapter_bytes_read;    /* by steps: of each its distinct adapters */
     double bytes_s, flop_s;         /* needed at least, per second of busy time */
     double bytes_share, flop_share; /* of the peaks */

@@ -161,6 +161,7 @@ void bench_figures_make(struct bench_figures *f, const struct worker_bench_repor
                                 .rows = r->rows,
                                 .pages = r->pages,
                                 .preemptions = r->preemptions,
+                                .found_tokens = r->found_tokens,
                                 .loads = r->loads,
                                 .load_bytes = r->load_pages * device->plan.page_bytes,
                                 .evictions = r->evictions,

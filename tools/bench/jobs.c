@@ -140,8 +140,17 @@ static void fill_jobs(struct bench_jobs *out, const struct bench_case *c, uint64
     }
 }
 
-/* Prompts of jobs lie one after the other; the warm-up's are beginnings of the first ones. */
-static enum err fill_prompts(struct bench_jobs *out, uint64_t *seed, uint32_t vocab) {
+/* What the prompts of an adapter's jobs begin with; at least a token of each is its own. */
+static void fill_shared(const struct bench_case *c, const struct worker_bench_job *job,
+                        uint32_t adapter, uint32_t vocab, uint32_t *tokens) {
+    uint64_t seed = c->seed + ((uint64_t)adapter << 32);
+    uint32_t most = job->prompt_count - 1;
+    fill_tokens(&seed, vocab, tokens, c->shared < most ? c->shared : most);
+}
+
+/* Prompts of jobs lie one after the other; the warm-up's are beginnings of none. */
+static enum err fill_prompts(struct bench_jobs *out, const struct bench_case *c, uint64_t *seed,
+                             const uint32_t *adapters, uint32_t vocab) {
     uint64_t count = WARM_PROMPT;
     for (uint32_t i = 0; i < out->job_count; i++) {
         count += out->jobs[i].prompt_count;
@@ -155,6 +164,7 @@ static enum err fill_prompts(struct bench_jobs *out, uint64_t *seed, uint32_t vo
     for (uint32_t i = 0; i < out->job_count; i++) {
         out->jobs[i].prompt = at;
         fill_tokens(seed, vocab, at, out->jobs[i].prompt_count);
+        fill_shared(c, &out->jobs[i], adapters[i], vocab, at);
         at += out->jobs[i].prompt_count;
     }
     return ERR_OK;
@@ -209,7 +219,7 @@ enum err bench_jobs_make(struct bench_jobs *out, const struct bench_case *c, uin
         j.named[adapters[i]] = true;
     }
     fill_jobs(&j, c, &seed, adapters);
-    e = fill_prompts(&j, &seed, vocab);
+    e = fill_prompts(&j, c, &seed, adapters, vocab);
     if (e == ERR_OK) {
         fill_warm(&j, resident_max);
         *out = j;

@@ -55,6 +55,10 @@ void bench_report_text(FILE *out, const struct bench_case *c, const struct bench
                   f->busy * 100, f->idle * 100, f->bytes_s / 1e9, f->bytes_share * 100,
                   f->flop_s / 1e12, f->flop_share * 100, f->limit_share * 100);
     print_adapters(out, c, jobs, f);
+    if (c->shared > 0) {
+        (void)fprintf(out, "  prefixes       %" PRIu64 " tokens of prompts found in pages\n",
+                      f->found_tokens);
+    }
     (void)fprintf(
         out, "  rows, pages    %u of %u rows, %u of %u pages at most, %" PRIu64 " preemptions\n",
         f->running_peak, f->rows, f->pages_peak, f->pages, f->preemptions);
@@ -83,14 +87,14 @@ static json_t *case_json(const struct bench_case *c) {
     for (uint32_t i = 0; i < c->rank_count && c->adapters > 0; i++) {
         (void)json_array_append_new(ranks, json_integer(c->ranks[i]));
     }
-    return json_pack("{sI, s[II], s[II], sI, so, ss, ss, sb, sb, sI, sI, sI, sf, sI}", "jobs",
-                     (json_int_t)c->jobs, "input", (json_int_t)c->input.low,
-                     (json_int_t)c->input.high, "output", (json_int_t)c->output.low,
-                     (json_int_t)c->output.high, "adapters", (json_int_t)c->adapters, "ranks",
-                     ranks, "order", bench_order_name(c->order), "targets",
-                     c->qkvo ? "qkvo" : "all", "idle", (int)c->idle, "arrival", (int)c->arrival,
-                     "room", (json_int_t)c->room, "pool_tokens", (json_int_t)c->pool_tokens,
-                     "split", (json_int_t)c->split, "rate", c->rate, "seed", (json_int_t)c->seed);
+    return json_pack(
+        "{sI, s[II], s[II], sI, so, ss, ss, sb, sb, sI, sI, sI, sI, sf, sI}", "jobs",
+        (json_int_t)c->jobs, "input", (json_int_t)c->input.low, (json_int_t)c->input.high, "output",
+        (json_int_t)c->output.low, (json_int_t)c->output.high, "adapters", (json_int_t)c->adapters,
+        "ranks", ranks, "order", bench_order_name(c->order), "targets", c->qkvo ? "qkvo" : "all",
+        "idle", (int)c->idle, "arrival", (int)c->arrival, "room", (json_int_t)c->room,
+        "pool_tokens", (json_int_t)c->pool_tokens, "split", (json_int_t)c->split, "shared",
+        (json_int_t)c->shared, "rate", c->rate, "seed", (json_int_t)c->seed);
 }
 
 static json_t *device_json(const struct worker_bench_device *d) {
@@ -118,13 +122,14 @@ void bench_report_json(FILE *out, const struct bench_case *c, const struct bench
         (json_int_t)f->failed, "rows", (json_int_t)f->rows, "steps", (json_int_t)f->steps, "busy",
         f->busy, "idle", f->idle);
     json_t *more = json_pack(
-        "{sf, sf, sf, sf, sf, sI, sI, sI, sI, sI, sI, sI, sI, sI}", "bytes_s", f->bytes_s,
+        "{sf, sf, sf, sf, sf, sI, sI, sI, sI, sI, sI, sI, sI, sI, sI}", "bytes_s", f->bytes_s,
         "bytes_share", f->bytes_share, "flop_s", f->flop_s, "flop_share", f->flop_share,
         "limit_share", f->limit_share, "pages_peak", (json_int_t)f->pages_peak, "running_peak",
         (json_int_t)f->running_peak, "preemptions", (json_int_t)f->preemptions, "adapters_used",
-        (json_int_t)jobs->used, "loads", (json_int_t)f->loads, "load_bytes",
-        (json_int_t)f->load_bytes, "evictions", (json_int_t)f->evictions, "fetches",
-        (json_int_t)f->fetches, "adapter_bytes_read", (json_int_t)f->adapter_bytes_read);
+        (json_int_t)jobs->used, "found_tokens", (json_int_t)f->found_tokens, "loads",
+        (json_int_t)f->loads, "load_bytes", (json_int_t)f->load_bytes, "evictions",
+        (json_int_t)f->evictions, "fetches", (json_int_t)f->fetches, "adapter_bytes_read",
+        (json_int_t)f->adapter_bytes_read);
     json_t *times =
         json_pack("{so, so, so, so, so}", "decode_ms", times_json(&f->decode), "mixed_ms",
                   times_json(&f->mixed), "loop_ms", loop_json(f), "first_token_ms",
