@@ -12,6 +12,22 @@ struct arena_chunk {
     uint64_t bytes;
 };
 
+static void hole_put(struct arena *a, struct arena_extent *x) {
+    x->hole_prev = NULL;
+    x->hole_next = a->holes;
+    if (a->holes != NULL) {
+        a->holes->hole_prev = x;
+    }
+    a->holes = x;
+}
+
+static void hole_remove(struct arena *a, const struct arena_extent *x) {
+    *(x->hole_prev != NULL ? &x->hole_prev->hole_next : &a->holes) = x->hole_next;
+    if (x->hole_next != NULL) {
+        x->hole_next->hole_prev = x->hole_prev;
+    }
+}
+
 static uint64_t granules_up(uint64_t bytes) {
     return (bytes + (ARENA_GRANULE - 1)) / ARENA_GRANULE * ARENA_GRANULE;
 }
@@ -54,6 +70,9 @@ void arena_init(struct arena *a, uint64_t budget, uint64_t chunk_bytes,
 static void chunk_free(struct arena *a, struct arena_chunk *c) {
     for (struct arena_extent *x = c->first; x != NULL;) {
         struct arena_extent *next = x->next;
+        if (!x->taken) {
+            hole_remove(a, x);
+        }
         free(x);
         x = next;
     }
@@ -86,6 +105,7 @@ bool arena_grow_end(struct arena *a, void *base, uint64_t bytes) {
     }
     *x = (struct arena_extent){.chunk = c, .bytes = bytes};
     *c = (struct arena_chunk){.first = x, .base = base, .bytes = bytes};
+    hole_put(a, x);
     struct arena_chunk **end = &a->chunks;
     while (*end != NULL) {
         end = &(*end)->next;
@@ -132,15 +152,18 @@ uint64_t arena_grow_begin(struct arena *a, uint64_t bytes) {
     return size;
 }
 
+/* Of equal ones the first in the list: that was given back last, and may still be in a cache. */
 static struct arena_extent *hole_find(const struct arena *a, uint64_t bytes) {
-    for (const struct arena_chunk *c = a->chunks; c != NULL; c = c->next) {
-        for (struct arena_extent *x = c->first; x != NULL; x = x->next) {
-            if (!x->taken && x->bytes >= bytes) {
-                return x;
+    struct arena_extent *best = NULL;
+    for (struct arena_extent *x = a->holes; x != NULL; x = x->hole_next) {
+        if (x->bytes >= bytes && (best == NULL || x->bytes < best->bytes)) {
+            best = x;
+            if (x->bytes == bytes) {
+                break;
             }
         }
     }
-    return NULL;
+    return best;
 }
 
 struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
@@ -153,6 +176,7 @@ struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
     }
     CHECK(!x->taken);
     CHECK(x->bytes >= bytes);
+    hole_remove(a, x);
     /* Without memory to describe the rest, the taker gets all of the hole: nothing fails. */
     struct arena_extent *rest = x->bytes > bytes ? calloc(1, sizeof *rest) : NULL;
     if (rest != NULL) {
@@ -166,6 +190,7 @@ struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
         }
         x->next = rest;
         x->bytes = bytes;
+        hole_put(a, rest);
     }
     x->taken = true;
     a->bytes_used += x->bytes;
@@ -175,8 +200,9 @@ struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
 }
 
 /* `x` takes in the extent behind it; both are holes. */
-static void hole_merge_next(struct arena_extent *x) {
+static void hole_merge_next(struct arena *a, struct arena_extent *x) {
     struct arena_extent *next = x->next;
+    hole_remove(a, next);
     x->bytes += next->bytes;
     x->next = next->next;
     if (x->next != NULL) {
@@ -191,11 +217,12 @@ void arena_give(struct arena *a, struct arena_extent *extent) {
     CHECK(a->bytes_used >= extent->bytes);
     a->bytes_used -= extent->bytes;
     extent->taken = false;
+    hole_put(a, extent);
     if (extent->next != NULL && !extent->next->taken) {
-        hole_merge_next(extent);
+        hole_merge_next(a, extent);
     }
     if (extent->prev != NULL && !extent->prev->taken) {
-        hole_merge_next(extent->prev);
+        hole_merge_next(a, extent->prev);
     }
 }
 

@@ -2,9 +2,10 @@
  * only.
  *
  * An extent is a run of whole granules of one chunk, taken or a hole; holes that touch are one.
- * First fit: images are few and large, the walk is short. A chunk is taken when no hole fits, and
- * goes back to the system only to make room for a larger one: on a GPU host a chunk is pinned
- * memory, which is expensive to take. What describes extents lies outside the chunks.
+ * The smallest hole that fits is taken; thousands of images leave few holes, since a store that is
+ * full gives up one image for the next, and only holes are looked at. A chunk is taken when no hole
+ * fits, and goes back to the system only to make room for a larger one: on a GPU host a chunk is
+ * pinned memory, which is expensive to take. What describes extents lies outside the chunks.
  *
  * Knows nothing of images: who holds what comes as a mark on the extent. No lock but for
  * arena_map(): the store's. */
@@ -23,9 +24,10 @@ struct arena_chunk;
 struct arena_extent {
     struct arena_chunk *chunk;
     struct arena_extent *prev, *next; /* neighbours in the chunk, in the order of addresses */
-    uint64_t begin, bytes;            /* multiples of ARENA_GRANULE */
-    bool taken;                       /* else a hole */
-    bool pinned;                      /* taken, and cannot be given back now; set by the store */
+    struct arena_extent *hole_prev, *hole_next; /* of a hole: in the list of all */
+    uint64_t begin, bytes;                      /* multiples of ARENA_GRANULE */
+    bool taken;                                 /* else a hole */
+    bool pinned; /* taken, and cannot be given back now; set by the store */
 };
 
 struct arena_pins { /* how chunks become memory that the device reads by itself; NULL: not */
@@ -39,6 +41,7 @@ struct arena {
     uint64_t bytes_taken;         /* of chunks; <= budget */
     uint64_t bytes_used;          /* of taken extents; <= bytes_taken */
     struct arena_chunk *chunks;   /* the newest last */
+    struct arena_extent *holes;   /* in no order */
 };
 
 /* Both are cut and rounded to granules. */
