@@ -1,5 +1,6 @@
 #include "worker/adapters.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +9,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "worker/loaders.h"
+#include "worker/revisions.h"
 
 enum { KNOWN_WAYS = 4, KNOWN_SETS = 1 << 13 }; /* what was read before: 32,768 adapters */
 
@@ -61,6 +63,7 @@ struct adapters {
     struct known *known; /* [KNOWN_SETS by the id's hash][KNOWN_WAYS], the latest of a set first */
 
     struct loaders *loaders;
+    struct revisions *revisions;
     struct ring results; /* of struct entry */
 };
 
@@ -85,6 +88,19 @@ static enum err entry_make(const struct adapters *a, struct entry *e) {
     return model_adapter_load(o->model, &files, e->id, o->store, &e->image, &e->facts, &e->why);
 }
 
+/* A hash that was made is kept for the next worker, if the files can be told by their stamp. */
+static void revision_keep(const struct adapters *a, const struct entry *e) {
+    const struct model_adapter_facts *f = &e->facts;
+    if (a->revisions == NULL || e->result != ERR_OK ||
+        model_adapter_stamp_equal(&f->stamp, &no_stamp) ||
+        model_adapter_stamp_equal(&f->stamp, &e->hint.stamp)) {
+        return;
+    }
+    struct model_adapter_known known = {.stamp = f->stamp};
+    memcpy(known.revision, f->revision, sizeof known.revision);
+    revisions_add(a->revisions, e->id, &known);
+}
+
 static void entry_serve(void *context, void *request) {
     struct adapters *a = context;
     struct entry *e = request;
@@ -92,8 +108,22 @@ static void entry_serve(void *context, void *request) {
     e->image = NULL;
     e->result = entry_make(a, e);
     e->fetch_us = clock_mono_us() - begin_us;
+    revision_keep(a, e);
     CHECK(ring_push(&a->results, e)); /* as many cells as entries */
     bell_ring(a->options.loop);
+}
+
+static struct known *known_set(struct adapters *a, const char *id) {
+    uint64_t h = hash_bytes(id, strlen(id));
+    return a->known + ((h ^ h >> 32) & (KNOWN_SETS - 1)) * KNOWN_WAYS;
+}
+
+/* A line of the file. */
+static void known_read(void *context, const char *id, const struct model_adapter_known *known) {
+    struct known *set = known_set(context, id);
+    memmove(set + 1, set, (KNOWN_WAYS - 1) * sizeof *set);
+    set[0] = (struct known){.stamp = known->stamp, .read = *known};
+    (void)snprintf(set[0].id, sizeof set[0].id, "%s", id);
 }
 
 /* ---- open, close -------------------------------------------------------------------------- */
@@ -125,6 +155,13 @@ enum err adapters_open(struct adapters **out, const struct adapters_options *opt
     for (uint32_t i = 0; i < a->count; i++) {
         a->entries[i].hash_next = i + 1 < a->count ? i + 1 : NO_ENTRY;
     }
+    e = ERR_OK;
+    if (options->state_dir != NULL && options->maker.make == NULL) {
+        e = revisions_open(&a->revisions, options->state_dir, options->files.root, known_read, a);
+    }
+    if (e != ERR_OK) {
+        goto out;
+    }
     e = loaders_open(&a->loaders,
                      &(struct loaders_options){.threads = loaders_count(options->loaders),
                                                .requests_max = ADAPTERS_FETCHES_MAX,
@@ -149,6 +186,7 @@ void adapters_close(struct adapters *a) {
             pool_store_drop(a->options.store, a->entries[i].image);
         }
     }
+    revisions_close(a->revisions);
     ring_deinit(&a->results);
     free(a->known);
     free(a->loads);
@@ -194,11 +232,6 @@ static void entry_settle(struct adapters *a, uint32_t index) {
     *e = (struct entry){.hash_next = a->free};
     *v = (struct sched_adapter){.state = SCHED_AWAY};
     a->free = index;
-}
-
-static struct known *known_set(struct adapters *a, const char *id) {
-    uint64_t h = hash_bytes(id, strlen(id));
-    return a->known + ((h ^ h >> 32) & (KNOWN_SETS - 1)) * KNOWN_WAYS;
 }
 
 static bool known_is(const struct known *k, const struct entry *e) {

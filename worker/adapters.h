@@ -37,6 +37,7 @@ struct adapters_options {
     const struct model_facts *model;
     struct model_adapter_options files;
     struct adapters_maker maker; /* instead of files; empty: none */
+    const char *state_dir;       /* keeps revisions over restarts; NULL: nowhere */
     struct pool *pool;
     struct pool_store *store;
     uint32_t jobs_max;     /* each job names at most one entry */

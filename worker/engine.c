@@ -99,21 +99,23 @@ static enum err open_pool(struct engine *e) {
 static enum err open_adapters(struct engine *e) {
     const struct config *c = e->options.config;
     const struct engine_options *o = &e->options;
-    return adapters_open(&e->adapters, &(struct adapters_options){
-                                           .model = o->model,
-                                           .maker = o->maker,
-                                           .files = {.root = c->adapters_dir,
-                                                     .page_tokens = o->limits.page_tokens,
-                                                     .elem = o->ops->elem(o->device),
-                                                     .page_count_max = o->limits.adapter_pages},
-                                           .pool = e->pool,
-                                           .store = e->store,
-                                           .jobs_max = e->jobs_max,
-                                           .resident_max = o->limits.adapters,
-                                           .loaders = (uint32_t)c->store_threads,
-                                           .retry_ms = (uint32_t)c->adapters_retry_ms,
-                                           .metrics = o->metrics,
-                                           .loop = &e->bell});
+    return adapters_open(&e->adapters,
+                         &(struct adapters_options){
+                             .model = o->model,
+                             .maker = o->maker,
+                             .files = {.root = c->adapters_dir,
+                                       .page_tokens = o->limits.page_tokens,
+                                       .elem = o->ops->elem(o->device),
+                                       .page_count_max = o->limits.adapter_pages},
+                             .state_dir = c->adapters_dir[0] != '\0' ? o->limits.cache_dir : NULL,
+                             .pool = e->pool,
+                             .store = e->store,
+                             .jobs_max = e->jobs_max,
+                             .resident_max = o->limits.adapters,
+                             .loaders = (uint32_t)c->store_threads,
+                             .retry_ms = (uint32_t)c->adapters_retry_ms,
+                             .metrics = o->metrics,
+                             .loop = &e->bell});
 }
 
 static enum err open_scheduler(struct engine *e) {

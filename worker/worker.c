@@ -77,7 +77,7 @@ static enum err open_device(struct worker *w, struct err_text *why) {
     if (e != ERR_OK) {
         return e;
     }
-    if (w->ops != kern_cpu()) {
+    if (w->ops != kern_cpu() || c->adapters_dir[0] != '\0') {
         worker_state_dir(c);
     }
     struct kern_limits limits = worker_limits(c, &w->plan);

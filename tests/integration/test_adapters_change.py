@@ -185,3 +185,37 @@ def test_many_added_at_once(story, root):
     assert len({final["revision"] for final in finals.values()}) == len(names)
     eventually("none is used any more", lambda: worker.metric("jobs_held") == 0)
     shutil.rmtree(beside)
+
+
+def test_revisions_are_kept_over_restarts(story, root):
+    """Files that are known are not hashed again; files that were touched are, and give the same
+    revision; files that were replaced give another."""
+    for number, name in enumerate(("kept", "touched", "replaced")):
+        folders.place_adapter(root, name, seed=number, rank=4)
+    jobs = [job(f"first-{name.name}", name.name) for name in sorted(root.iterdir())]
+    time.sleep(2.1)  # what is younger might still change without a trace
+    lines = story.folder / "state" / "revisions"
+    first = story.worker("first")
+    story.send(jobs)
+    before = {final["adapter"]: final["revision"] for final in story.check().values()}
+    assert first.stop() == 0
+    kept = lines.read_text().split()
+    assert [kept.count(name) for name in before] == [1, 1, 1]
+    assert set(before.values()) <= set(kept)
+
+    (root / "touched" / "adapter_model.safetensors").touch()
+    folders.place_adapter(root, "replaced", seed=9, rank=4)
+    time.sleep(2.1)
+    story.worker("second")
+    again = [job(f"again-{name}", name) for name in before]
+    story.send(again)
+    finals = story.check()
+    after = {name: finals[f"again-{name}"]["revision"] for name in before}
+    assert [after[name] == before[name] for name in ("kept", "touched", "replaced")] == [
+        True,
+        True,
+        False,
+    ]
+    check_same({each["id"]: finals[each["id"]] for each in again}, story.reference(again))
+    kept = lines.read_text().split()
+    assert [kept.count(name) for name in ("kept", "touched", "replaced")] == [1, 2, 2]
