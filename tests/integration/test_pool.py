@@ -1,5 +1,8 @@
 """Many adapters in few pages."""
 
+import os
+import time
+
 import pytest
 
 import folders
@@ -149,3 +152,32 @@ def test_prefixes_are_shared_within_a_revision(story, tmp_path):
     assert all(cached[f"1-None-{i}"] == 64 for i in range(4)), "of the stage before"
     assert min(cached[f"1-mine-{i}"] for i in range(4)) == 0, "the first of the new revision"
     assert worker.metric("tokens_cached_total") == sum(cached.values())
+
+
+def test_ten_thousand_in_the_root(story, tmp_path):
+    """Nothing looks at all of them: a worker starts as fast as with a few, and reads those only
+    that jobs name."""
+    root, count = tmp_path / "root", 10_000
+    root.mkdir()
+    made = [folders.make_adapter(tmp_path / f"made-{i}", seed=i, rank=1 + i) for i in range(5)]
+    for i in range(count):
+        folder = root / f"a{i:05}"
+        folder.mkdir()
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            os.link(made[i % len(made)] / name, folder / name)
+    story.adapters = root
+    story.create_topics()
+    begin = time.monotonic()
+    worker = story.worker()
+    assert time.monotonic() - begin < 5
+    jobs = [
+        {"id": f"j-{i}", "adapter": f"a{i * 37:05}", "prompt": "Hi", "max_tokens": 3}
+        for i in range(200)
+    ]
+    story.send(jobs)
+    check_same(story.check(), story.reference(jobs))
+    assert worker.metric("adapter_fetches_total") == len(jobs)
+    begin = time.monotonic()
+    listed = story.tool("adapters", "list", options={"adapters": root, "redis.url": ""})
+    assert time.monotonic() - begin < 5
+    assert len(listed.stdout.splitlines()) == count + 1
