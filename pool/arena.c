@@ -166,6 +166,10 @@ static struct arena_extent *hole_find(const struct arena *a, uint64_t bytes) {
     return best;
 }
 
+bool arena_has(const struct arena *a, uint64_t bytes) {
+    return hole_find(a, granules_up(bytes)) != NULL;
+}
+
 struct arena_extent *arena_take(struct arena *a, uint64_t bytes) {
     CHECK(bytes >= 1);
     CHECK(bytes <= a->budget);

@@ -53,6 +53,9 @@ void arena_deinit(struct arena *a); /* with all extents */
  * undefined; NULL: none fits. */
 struct arena_extent *arena_take(struct arena *a, uint64_t bytes);
 
+/* Whether arena_take(bytes) would succeed now. */
+bool arena_has(const struct arena *a, uint64_t bytes);
+
 /* A new chunk comes in three parts, since the second, which maps and pins memory, takes long:
  * counts the size of a chunk in which `bytes` fit as taken, after giving back empty ones if that
  * helps (0: not within the budget); takes the memory, without a look at the arena (NULL: none);

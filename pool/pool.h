@@ -168,6 +168,10 @@ void pool_store_close(struct pool_store *s);
 NODISCARD enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wanted,
                                       uint32_t elem_bytes, struct pool_image **image,
                                       struct err_text *why);
+/* Sees to it that the next image of `bytes` finds room without waiting for memory to be mapped and
+ * pinned (100 ms for a chunk of 256 MiB), as far as the budget goes; evicts nothing.
+ * Cost    nothing where there is room; else that time, of a thread that has it. */
+void pool_store_prepare(struct pool_store *s, uint64_t bytes);
 /* Makes it visible to find(), held once by the caller. An older image of the same id and revision
  * stays where it is and is returned instead; the new one goes. */
 struct pool_image *pool_store_commit(struct pool_store *s, struct pool_image *image);

@@ -33,6 +33,7 @@ struct pool_store {
     struct store_entry *buckets[STORE_BUCKETS];
     struct store_entry *oldest, *newest; /* unheld images by the time of their last drop */
     uint64_t images, images_held, reserved, evictions;
+    bool preparing;
 };
 
 _Static_assert(offsetof(struct store_entry, image) == 0, "entry_of() casts");
@@ -135,20 +136,26 @@ static void oldest_evict(struct pool_store *s) {
     entry_free(s, e);
 }
 
-/* Room for `bytes` without eviction. Gives the mutex away while memory is mapped and pinned, so
- * that the loop never waits for that; whoever comes meanwhile finds the new chunk's size taken. */
+/* Takes a chunk with room for `bytes`; false: the budget, or the system, has none. Gives the mutex
+ * away while memory is mapped and pinned, so that the loop never waits for that; whoever comes
+ * meanwhile finds the new chunk's size taken. */
+static bool room_grow(struct pool_store *s, uint64_t bytes) {
+    uint64_t size = arena_grow_begin(&s->arena, bytes);
+    if (size == 0) {
+        return false;
+    }
+    store_unlock(s);
+    void *base = arena_map(&s->arena.pins, size);
+    store_lock(s);
+    return arena_grow_end(&s->arena, base, size);
+}
+
+/* Room for `bytes` without eviction. */
 static struct arena_extent *room_find(struct pool_store *s, uint64_t bytes) {
     for (;;) {
         struct arena_extent *x = arena_take(&s->arena, bytes);
-        uint64_t size = x == NULL ? arena_grow_begin(&s->arena, bytes) : 0;
-        if (size == 0) {
+        if (x != NULL || !room_grow(s, bytes)) {
             return x;
-        }
-        store_unlock(s);
-        void *base = arena_map(&s->arena.pins, size);
-        store_lock(s);
-        if (!arena_grow_end(&s->arena, base, size)) {
-            return NULL;
         }
     }
 }
@@ -263,6 +270,19 @@ enum err pool_store_reserve(struct pool_store *s, const struct pool_image *wante
     e->label = s->metrics != NULL ? metrics_adapter(s->metrics, e->image.id) : 0;
     *image = &e->image;
     return ERR_OK;
+}
+
+void pool_store_prepare(struct pool_store *s, uint64_t bytes) {
+    CHECK(bytes >= 1);
+    store_lock(s);
+    /* One at a time: several loaders end together, and one chunk serves them all. */
+    if (!s->preparing && bytes <= s->arena.budget - s->arena.bytes_taken &&
+        !arena_has(&s->arena, bytes)) {
+        s->preparing = true;
+        (void)room_grow(s, bytes); /* who needs the room will see */
+        s->preparing = false;
+    }
+    store_unlock(s);
 }
 
 struct pool_image *pool_store_commit(struct pool_store *s, struct pool_image *image) {

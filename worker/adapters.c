@@ -11,7 +11,11 @@
 #include "worker/loaders.h"
 #include "worker/revisions.h"
 
-enum { KNOWN_WAYS = 4, KNOWN_SETS = 1 << 13 }; /* what was read before: 32,768 adapters */
+enum {
+    KNOWN_WAYS = 4, /* what was read before: 32,768 adapters */
+    KNOWN_SETS = 1 << 13,
+    NEXT_MARGIN = 64, /* an image's table is a small part of it */
+};
 
 #define NO_ENTRY UINT32_MAX
 
@@ -109,8 +113,12 @@ static void entry_serve(void *context, void *request) {
     e->result = entry_make(a, e);
     e->fetch_us = clock_mono_us() - begin_us;
     revision_keep(a, e);
+    uint64_t bytes = e->image != NULL ? e->image->bytes : 0;
     CHECK(ring_push(&a->results, e)); /* as many cells as entries */
     bell_ring(a->options.loop);
+    if (bytes > 0) { /* the entry is the loop's now; for the next one like it: */
+        pool_store_prepare(a->options.store, bytes + bytes / NEXT_MARGIN);
+    }
 }
 
 static struct known *known_set(struct adapters *a, const char *id) {

@@ -93,7 +93,11 @@ static enum err open_pool(struct engine *e) {
         e->store = o->store;
         return ERR_OK;
     }
-    return store_open(&e->store, o->ops, store_bytes, o->metrics);
+    err = store_open(&e->store, o->ops, store_bytes, o->metrics);
+    if (err == ERR_OK && o->ops->pin != NULL && o->config->adapters_dir[0] != '\0') {
+        pool_store_prepare(e->store, 1); /* the first adapter's jobs need not wait for it */
+    }
+    return err;
 }
 
 static enum err open_adapters(struct engine *e) {

@@ -65,6 +65,26 @@ static void assert_used(struct pool_store *s, uint32_t used, uint32_t taken) {
     assert_int_equal(c.bytes_taken, (uint64_t)taken * KIB4);
 }
 
+/* Room is taken ahead, a chunk at a time and within the budget, and only where there is none. */
+static void test_prepare(void **state) {
+    (void)state;
+    struct pool_store *s = store_of(40, 16);
+    pool_store_prepare(s, 1);
+    assert_used(s, 0, 16);
+    pool_store_prepare(s, (uint64_t)16 * KIB4);
+    assert_used(s, 0, 16);
+    struct pool_image *image = NULL;
+    assert_int_equal(try_reserve(s, "a", 10, &image), ERR_OK);
+    pool_store_prepare(s, (uint64_t)6 * KIB4);
+    assert_used(s, 10, 16);
+    pool_store_prepare(s, (uint64_t)7 * KIB4);
+    assert_used(s, 10, 32);
+    pool_store_prepare(s, (uint64_t)17 * KIB4); /* the budget leaves eight more */
+    assert_used(s, 10, 32);
+    pool_store_abort(s, image);
+    pool_store_close(s);
+}
+
 static void test_reserve_and_find(void **state) {
     (void)state;
     struct pool_store *s = store_of(64, 16);
@@ -547,6 +567,7 @@ static void test_bytes_are_shown_by_adapter(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prepare),
         cmocka_unit_test(test_reserve_and_find),
         cmocka_unit_test(test_too_large_is_refused_by_name),
         cmocka_unit_test(test_least_recently_used_goes_first),
