@@ -147,11 +147,11 @@ def test_removed_while_jobs_wait(story, root):
     names = [f"a{i:02}" for i in range(40)]
     for number, name in enumerate(names):
         folders.make_adapter(root / name, seed=number, rank=8, modules=tuple(folders.MODULES))
-    jobs = [job(f"j-{name}-{i}", name, max_tokens=4) for name in names for i in range(3)]
+    jobs = [job(f"j-{name}-{i}", name, max_tokens=80) for name in names for i in range(3)]
     expected = story.reference(jobs)
     story.worker(pool__pages=40, scheduler__rows=4, store__bytes="2M", store__threads=1)
     story.send(jobs)
-    story.wait_finals(5)
+    story.wait_finals(1)
     for name in names:
         (root / name).rename(root.parent / name)
     finals = story.check()
