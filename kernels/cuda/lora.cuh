@@ -17,7 +17,6 @@ enum {
     LORA_ITEM_TURNS = 3,     /* items of expand that a block of threads should get, at least */
     LORA_ITEM_STEPS_MAX = 8, /* column tiles that a warp takes in one of them, at most */
     LORA_OUTER_STEPS_MAX = 64,
-    LORA_ACT_TURNS = 8,
 };
 #define LORA_OUTER UINT32_MAX /* as a layer: the second list */
 
