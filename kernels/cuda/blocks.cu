@@ -6,12 +6,20 @@
  *
  * All are memory-bound: 16-byte accesses, f32 inside, one rounding at the store. Bytes a call, with
  * 2-byte elements: norm 4 · rows · hidden; qkv 4 · rows · (q + 2 kv); act 6 · rows · intermediate.
- * A row is one block's (norm), one warp's a head (qkv) or spread over threads (act); sums are added
- * in an order that depends on the shape alone. Tolerance against the CPU's: one rounding of the
- * element type, and f32's of the sums. */
+ * A row is one block's (norm), one of 8 of a warp's (qkv) or spread over threads (act); sums are
+ * added in an order that depends on the shape alone. Tolerance against the CPU's: one rounding of
+ * the element type, and f32's of the sums. */
 #include "kernels/cuda/qkv.cuh"
 
-enum { THREADS = 256, WARP = 32, WARPS = THREADS / WARP, EIGHT = 8, ACT_BLOCKS_A_SM = 16 };
+enum {
+    THREADS = 256,
+    WARP = 32,
+    WARPS = THREADS / WARP,
+    EIGHT = 8,
+    ACT_BLOCKS_A_SM = 16,
+    QKV_WARPS = 2,
+    QKV_BLOCKS = 10, /* that are to fit a multiprocessor, which is what limits registers */
+};
 
 /* ---- embed -------------------------------------------------------------------------------- */
 
@@ -57,7 +65,7 @@ static __global__ void __launch_bounds__(THREADS)
     for (uint32_t i = threadIdx.x; i < v.half; i += THREADS) {
         float sine, cosine;
         sincosf((float)token.position * v.rope_freq[i], &sine, &cosine);
-        angles[i] = make_float2(cosine * v.rope_scale, sine * v.rope_scale);
+        angles[qkv_angle(i, v.half)] = make_float2(cosine * v.rope_scale, sine * v.rope_scale);
     }
 }
 
@@ -212,42 +220,59 @@ extern "C" void cuda_head_rows(struct kern_device *d) {
 
 /* ---- q, k, v ------------------------------------------------------------------------------ */
 
-/* A warp is a head of a row. */
+/* A warp is a step: 8 rows of a head or some. */
 template <typename T, int HEAD_DIM>
-static __global__ void __launch_bounds__(THREADS) qkv_kernel(struct qkv_view v, T *qkv) {
+static __global__ void __launch_bounds__(QKV_WARPS *WARP, QKV_BLOCKS)
+    qkv_kernel(const __grid_constant__ struct qkv_view v, T *qkv) {
     launch_next(); /* attention, for its lists */
-    uint32_t row = blockIdx.x, head = blockIdx.y * WARPS + threadIdx.x / WARP;
-    const bool real = row < v.meta->token_count && head < v.heads + 2 * v.kv_heads;
-    T *place = qkv + (uint64_t)row * v.qkv_cols + (uint64_t)head * HEAD_DIM;
-    T *to = real ? qkv_target<T, HEAD_DIM>(v, row, head, place) : place; /* as the product ends */
-    launch_wait();
-    if (!real) {
-        return;
+    const uint32_t step = blockIdx.y * QKV_WARPS + threadIdx.x / WARP;
+    const struct qkv_lane l =
+        qkv_lane_of<HEAD_DIM>(threadIdx.x % WARP, blockIdx.x * QKV_ROWS, v.meta->token_count,
+                              step * qkv_step<HEAD_DIM>::HEADS, v.heads + 2 * v.kv_heads);
+    T *from = qkv + (uint64_t)l.row * v.qkv_cols + (l.head * HEAD_DIM + l.column);
+    T *to[2];
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+        to[row] = qkv_target<T, HEAD_DIM>(v, l, row, from); /* as the product ends */
     }
-    uint2 words = qkv_load<HEAD_DIM>(place);
-    struct qkv_pairs pairs = {pair_floats<T>(words.x), pair_floats<T>(words.y)};
-    qkv_head<T, HEAD_DIM>(v, row, head, pairs, to);
+    launch_wait();
+    uint4 words[4];
+    float4 angles[2][4];
+    qkv_load<T, HEAD_DIM>(v, l, from, words);
+    qkv_angles<HEAD_DIM>(v, l, 0, angles[0]);
+    qkv_angles<HEAD_DIM>(v, l, 1, angles[1]);
+    float y[QKV_COLUMNS][4];
+    qkv_floats<T>(words, y);
+    qkv_prepare<HEAD_DIM>(v, l, y);
+    qkv_row<T, HEAD_DIM>(v, l, 0, y, angles[0], to[0]);
+    qkv_row<T, HEAD_DIM>(v, l, 1, y, angles[1], to[1]);
+}
+
+template <typename T, int HEAD_DIM>
+static void qkv_heads(struct kern_device *d, const struct qkv_view &v) {
+    const uint32_t heads = qkv_step<HEAD_DIM>::HEADS;
+    const uint32_t steps = (v.heads + 2 * v.kv_heads + heads - 1) / heads;
+    const dim3 grid((d->rows + QKV_ROWS - 1) / QKV_ROWS, (steps + QKV_WARPS - 1) / QKV_WARPS);
+    cuda_launch_early(d, "qkv", qkv_kernel<T, HEAD_DIM>, grid, QKV_WARPS * WARP, v,
+                      static_cast<T *>(d->qkv));
 }
 
 template <typename T> static void qkv_launch(struct kern_device *d, const struct qkv_view &v) {
-    uint32_t heads = v.heads + 2 * v.kv_heads;
-    const dim3 grid(d->rows, (heads + WARPS - 1) / WARPS);
-    T *qkv = static_cast<T *>(d->qkv);
     switch (d->shape.head_dim) {
     case 32:
-        cuda_launch_early(d, "qkv", qkv_kernel<T, 32>, grid, THREADS, v, qkv);
+        qkv_heads<T, 32>(d, v);
         break;
     case 64:
-        cuda_launch_early(d, "qkv", qkv_kernel<T, 64>, grid, THREADS, v, qkv);
+        qkv_heads<T, 64>(d, v);
         break;
     case 80:
-        cuda_launch_early(d, "qkv", qkv_kernel<T, 80>, grid, THREADS, v, qkv);
+        qkv_heads<T, 80>(d, v);
         break;
     case 96:
-        cuda_launch_early(d, "qkv", qkv_kernel<T, 96>, grid, THREADS, v, qkv);
+        qkv_heads<T, 96>(d, v);
         break;
     default: /* device.c takes no other */
-        cuda_launch_early(d, "qkv", qkv_kernel<T, 128>, grid, THREADS, v, qkv);
+        qkv_heads<T, 128>(d, v);
         break;
     }
 }

@@ -181,7 +181,7 @@ struct kern_device {
     void *act;                   /* [rows][intermediate] */
     void *head_in;               /* [sample_rows][hidden] */
     float *logits;               /* [sample_rows][vocab_row] */
-    float *cos_sin;              /* [rows][head_dim / 2][2] */
+    float *cos_sin;              /* [rows][head_dim / 2][2], dealt as qkv_angle() says */
     void *lora_scratch;          /* cuda_lora_scratch_bytes(): x Aᵀ between shrink and expand */
     void *attention_scratch;     /* cuda_attention_scratch_bytes() */
     void *sample_scratch;        /* cuda_sample_scratch_bytes() */
