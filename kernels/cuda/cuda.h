@@ -194,6 +194,7 @@ struct kern_device {
     bool lora_rows;       /* has segments */
 
     bool hopper_attention; /* attention_hopper.cu does prefill; fixed at open */
+    bool hopper_shrink;    /* likewise lora_shrink_hopper.cu does all of LoRA's shrink */
 
     struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
     struct cuda_linears *linears;
@@ -360,6 +361,8 @@ void cuda_attention_hopper(struct kern_device *d, uint32_t layer);
 /* The projections that share an input. */
 enum cuda_group { CUDA_GROUP_QKV, CUDA_GROUP_O, CUDA_GROUP_GATE_UP, CUDA_GROUP_DOWN, CUDA_GROUPS };
 
+/* What the runtime must be told once of the kernels: their shared memory. */
+enum err cuda_lora_open(struct kern_device *d, struct err_text *why);
 /* Bytes of scratch that any step within the limits needs. */
 uint64_t cuda_lora_scratch_bytes(const struct kern_device *d);
 /* Bytes of metadata, likewise. */

@@ -207,6 +207,9 @@ static enum err parts_open(struct kern_device *d, struct err_text *why) {
         e = cuda_attention_open(d, why);
     }
     if (e == ERR_OK) {
+        e = cuda_lora_open(d, why);
+    }
+    if (e == ERR_OK) {
         e = cuda_linears_open(d, why);
     }
     return e == ERR_OK ? cuda_graphs_open(d, why) : e;

@@ -25,12 +25,21 @@ static uint32_t scratch_rows(uint32_t rows) {
     return max(rows, (uint32_t)LORA_SPLIT_ROWS);
 }
 
-/* Parts that a sum over `in` columns is cut into, for as many blocks of threads. */
-static uint32_t splits_of(uint32_t rows, uint32_t in, uint32_t projections) {
+/* Parts that a sum over `in` columns is cut into, for as many blocks of threads. On sm_90a no more
+ * than blocks that run at once: what expand has to add up is not free, and a second turn of few
+ * blocks would cost as much as the first. */
+static uint32_t splits_of(const struct kern_device *d, uint32_t rows, uint32_t in,
+                          uint32_t projections) {
     uint32_t tiles = lora_tiles(in);
     uint32_t most = tiles > LORA_LONG ? 2 * LORA_SPLITS_MAX : LORA_SPLITS_MAX;
+    if (d->hopper_shrink && rows > LORA_FEW_ROWS) {
+        uint32_t pieces = rows / cuda_lora_cut_rows(CUDA_LORA_64) + LORA_SEGMENTS;
+        most = min(most, (uint32_t)d->sm_count * LORA_SHRINK_BLOCKS / pieces);
+    }
     most = min(most, scratch_rows(rows) * LORA_GROUP_MAX / (rows * projections));
-    return max(1u, min(most, tiles / LORA_WARPS)); /* a tile for each warp */
+    most = max(1u, min(most, tiles / LORA_WARPS)); /* a tile for each warp */
+    uint32_t split_tiles = (tiles + most - 1) / most;
+    return (tiles + split_tiles - 1) / split_tiles; /* no part is empty */
 }
 
 uint64_t cuda_lora_scratch_bytes(const struct kern_device *d) {
@@ -87,7 +96,7 @@ static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
     c.in = group == CUDA_GROUP_O      ? d->q_cols
            : group == CUDA_GROUP_DOWN ? d->shape.intermediate
                                       : d->shape.hidden;
-    c.splits = splits_of(d->rows, c.in, c.projections);
+    c.splits = splits_of(d, d->rows, c.in, c.projections);
     if (cut_of(d) == CUDA_LORA_64) { /* passes are short there */
         c.shares = c.projections;
     }
@@ -95,9 +104,11 @@ static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
 }
 
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x) {
+    const uint32_t cut = d->hopper_shrink ? (uint32_t)CUDA_LORA_64 : cut_of(d);
     struct lora_call c = group_call(d, layer, group);
+    c.list = &d->meta->lora.tokens[cut];
     c.x = x;
-    lora_shrink_launch(d, &c, cut_of(d));
+    lora_shrink_launch(d, &c, cut);
 }
 
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y) {
@@ -135,7 +146,7 @@ void cuda_lora_head(struct kern_device *d) {
     struct lora_call c = call_of(d, LORA_OUTER, d->shape.layers * KERN_MODULES + KERN_OUTER_HEAD);
     c.list = &d->meta->lora.samples;
     c.rows = d->sample_rows;
-    c.splits = splits_of(d->sample_rows, d->shape.hidden, 1);
+    c.splits = splits_of(d, d->sample_rows, d->shape.hidden, 1);
     c.x = d->head_in;
     c.in = d->shape.hidden;
     c.y = d->logits;

@@ -13,6 +13,9 @@ enum {
     LORA_SPLITS_MAX = 8, /* of a sum over at most LORA_LONG tiles; twice that of longer ones */
     LORA_LONG = 128,
     LORA_SPLIT_ROWS = 4096,  /* three projections of this many rows are not split */
+    LORA_FEW_ROWS = 1024,    /* up to here splits are as many as there may be */
+    LORA_SEGMENTS = 8,       /* that a larger step may have: each ends with a short piece */
+    LORA_SHRINK_BLOCKS = 2,  /* of threads, on a multiprocessor of sm_90a */
     LORA_GROUP_MAX = 3,      /* projections that share an input */
     LORA_ITEM_TURNS = 3,     /* items of expand that a block of threads should get, at least */
     LORA_ITEM_STEPS_MAX = 8, /* column tiles that a warp takes in one of them, at most */
@@ -41,6 +44,8 @@ struct lora_call {
 
 /* Partial sums of x Aᵀ; A's splits. `cut` names the list. */
 void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
+/* The same on sm_90a, where d->hopper_shrink. */
+void lora_shrink_hopper_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 /* v = A[:, token], unsplit. */
 void lora_gather_launch(struct kern_device *d, const struct lora_call *c);
 /* y += scale · ((Σ splits) Bᵀ + bias); y is f32 where `logits`. */

@@ -1,5 +1,5 @@
 /* lora_shrink.cu - x Aᵀ for pieces of rows, each with its own adapter; and the embedding's A[:,
- * id].
+ * id]. On sm_90a lora_shrink_hopper.cu does the first.
  *
  * x [rows][in] elements; A in tiles [ranks ≤ 32][64 columns] in pages (kernels.h); the result is
  * partial sums v [splits][rows][projections][512] f32, not scaled; expand adds them up. Columns are
@@ -308,6 +308,10 @@ static void launch(struct kern_device *d, const struct lora_call *c) {
 }
 
 void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
+    if (d->hopper_shrink) {
+        lora_shrink_hopper_launch(d, c, cut);
+        return;
+    }
     CUDA_WITH_ELEM(d, T, {
         switch (cut) {
         case CUDA_LORA_16:
