@@ -428,6 +428,7 @@ static __global__ void __launch_bounds__(THREADS, CUDA_DECODE_BLOCKS)
     const uint32_t stride = gridDim.x * CUDA_DECODE_WARPS;
     const T *plane = static_cast<const T *>(a.meta->planes) + a.layer * a.meta->plane_elems;
 
+    launch_next(); /* the product, for its weights */
     struct cursor<T> c = {};
     c.index = warp * gridDim.x + blockIdx.x;
     if (c.index < total) {

@@ -170,6 +170,7 @@ template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     norm_kernel(const T *x, const float *w, T *out, uint32_t hidden, float eps, uint32_t rows,
                 struct cuda_ahead ahead) {
+    launch_next();            /* the product, for its weights */
     if (blockIdx.x >= rows) { /* before the others' wait, which is enough for those behind */
         ahead_fetch(ahead, (blockIdx.x - rows) * THREADS + threadIdx.x,
                     (gridDim.x - rows) * THREADS);
@@ -199,6 +200,7 @@ template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     head_kernel(const struct cuda_meta *meta, const T *x, const float *w, T *out, uint32_t hidden,
                 float eps) {
+    launch_next(); /* the head's product, for its weights */
     uint32_t row = blockIdx.x;
     T *to = out + (uint64_t)row * hidden;
     if (row < meta->sample_count) {
@@ -288,6 +290,7 @@ template <typename T>
 static __global__ void __launch_bounds__(THREADS)
     act_kernel(const T *gate_up, T *act, uint32_t rows, uint32_t intermediate, uint32_t blocks,
                struct cuda_ahead ahead) {
+    launch_next();              /* as in norm_kernel() */
     if (blockIdx.x >= blocks) { /* as in norm_kernel() */
         ahead_fetch(ahead, (blockIdx.x - blocks) * THREADS + threadIdx.x,
                     (gridDim.x - blocks) * THREADS);

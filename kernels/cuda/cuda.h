@@ -35,6 +35,7 @@ enum {
     CUDA_GRAPH_TOKENS = 1024,   /* a step of more tokens is launched eagerly */
     CUDA_MIXED_TOKENS = 512,    /* likewise one with prefill chunks */
     CUDA_NO_PAGE = UINT32_MAX,  /* in page tables: none was set */
+    CUDA_FEW_ROWS = 16,         /* up to here linear_few.cu has a kernel */
     CUDA_AHEAD_ROWS = 64,       /* up to here linears wait for memory alone */
     CUDA_AHEAD_BYTES = 8 << 20, /* what memory brings in the time of a small kernel */
 };
@@ -195,6 +196,7 @@ struct kern_device {
 
     bool hopper_attention; /* attention_hopper.cu does prefill; fixed at open */
     bool hopper_shrink;    /* likewise lora_shrink_hopper.cu does all of LoRA's shrink */
+    bool few_linears;      /* linear_few.cu can run; fixed at open */
 
     struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
     struct cuda_linears *linears;
@@ -318,9 +320,24 @@ struct cuda_ahead {
     uint32_t pieces_log2, sectors_log2; /* of a row; of a piece, in 32 bytes */
 };
 /* What kernels in front of linear `which` of `layer` fetch: `bytes` at most; nothing where kernels
- * do not start early, whose caches may be small, nor for more than CUDA_AHEAD_ROWS rows. */
+ * do not start early, whose caches may be small, nor for more than CUDA_AHEAD_ROWS rows, nor where
+ * linear_few.cu does it for itself. */
 struct cuda_ahead cuda_linear_ahead(const struct kern_device *d, enum cuda_linear which,
                                     uint32_t layer, uint64_t bytes);
+
+/* ---- linear_few.cu ------------------------------------------------------------------------ */
+
+struct cuda_product {
+    const void *w, *x;      /* [out][in]; [rows][in] */
+    void *y;                /* [rows], y_row elements apart */
+    uint32_t in, out, rows; /* `in` a multiple of 8; 1 .. CUDA_FEW_ROWS rows */
+    uint32_t y_row;
+    bool add;    /* to what y holds */
+    bool floats; /* y is f32; never with `add` */
+};
+/* Sets d->few_linears: kernels start early, and the GPU has the shared memory. */
+enum err cuda_few_open(struct kern_device *d, struct err_text *why);
+void cuda_linear_few(struct kern_device *d, const struct cuda_product *p);
 
 /* ---- blocks.cu: embedding, norms, rope, activation ---------------------------------------- */
 

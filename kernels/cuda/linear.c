@@ -1,13 +1,14 @@
-/* linear.c - the linears, by cuBLASLt: y [rows][out] (+)= x [rows][in] Wᵀ, 16-bit in, f32 sums.
+/* linear.c - the linears, by cuBLASLt or, of few rows, by linear_few.cu, whichever is faster: y
+ * [rows][out] (+)= x [rows][in] Wᵀ, 16-bit in, f32 sums.
  *
  * cuBLASLt counts by columns: W [out][in] by rows is [in × out] by columns, so D = Wᵀ' x' with the
  * first operand transposed, and D [out × rows] by columns is y. Residuals are added in the epilogue
  * (β = 1 onto d->x), before the one rounding.
  *
  * For each linear and number of rows one algorithm is chosen and kept: first what the cache file
- * says, else the fastest of the library's suggestions, measured with the weights of all layers in
- * turn (one layer's could stay in the L2 cache). With few rows a run lasts some ten microseconds
- * and suggestions lie close together: the best are measured again, by turns. Above
+ * says, else the fastest of the library's suggestions and linear_few.cu, measured with the weights
+ * of all layers in turn (one layer's could stay in the L2 cache). With few rows a run lasts some
+ * ten microseconds and suggestions lie close together: the best are measured again, by turns. Above
  * CUDA_GRAPH_TOKENS rows only each ROWS_MEASURED-th is measured; sizes between take the next one's.
  * A row's bits then depend on the step's rows alone, never on what the other rows hold. Split-K
  * sums in f32.
@@ -37,10 +38,12 @@ enum {
     ROWS_MEASURED = 1024,
     ALGO_WORDS = sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t),
     PATH_BYTES = 4096,
+    CACHE_FORMAT = 2, /* of the file, and of what is measured for it */
 };
 
 struct choice {
     cublasLtMatmulAlgo_t algo;
+    bool few; /* linear_few.cu; `algo` is zeros */
     bool made;
 };
 
@@ -60,7 +63,7 @@ struct cuda_linears {
 
 struct product {
     uint32_t in, out, rows, y_row;
-    float beta;
+    bool add, floats;
     cublasLtMatrixLayoutOpaque_t w, x, y;
 };
 
@@ -85,7 +88,7 @@ static struct product product_of(const struct kern_device *d, enum cuda_linear w
             .in = s->hidden, .out = d->qkv_cols, .rows = rows, .y_row = d->qkv_cols};
     case CUDA_O:
         return (struct product){
-            .in = d->q_cols, .out = s->hidden, .rows = rows, .y_row = s->hidden, .beta = 1};
+            .in = d->q_cols, .out = s->hidden, .rows = rows, .y_row = s->hidden, .add = true};
     case CUDA_GATE_UP:
         return (struct product){.in = s->hidden,
                                 .out = 2 * s->intermediate,
@@ -93,10 +96,10 @@ static struct product product_of(const struct kern_device *d, enum cuda_linear w
                                 .y_row = 2 * s->intermediate};
     case CUDA_DOWN:
         return (struct product){
-            .in = s->intermediate, .out = s->hidden, .rows = rows, .y_row = s->hidden, .beta = 1};
+            .in = s->intermediate, .out = s->hidden, .rows = rows, .y_row = s->hidden, .add = true};
     case CUDA_HEAD:
         return (struct product){
-            .in = s->hidden, .out = s->vocab, .rows = rows, .y_row = d->vocab_row};
+            .in = s->hidden, .out = s->vocab, .rows = rows, .y_row = d->vocab_row, .floats = true};
     case CUDA_LINEARS:
         break;
     }
@@ -104,27 +107,43 @@ static struct product product_of(const struct kern_device *d, enum cuda_linear w
     return (struct product){0};
 }
 
-static cublasStatus_t product_layouts(const struct kern_device *d, enum cuda_linear which,
-                                      struct product *p) {
+static cublasStatus_t product_layouts(const struct kern_device *d, struct product *p) {
     cudaDataType_t elem = d->elem == KERN_F16 ? CUDA_R_16F : CUDA_R_16BF;
     cublasStatus_t status = cublasLtMatrixLayoutInit(&p->w, elem, p->in, p->out, p->in);
     if (status == CUBLAS_STATUS_SUCCESS) {
         status = cublasLtMatrixLayoutInit(&p->x, elem, p->in, p->rows, p->in);
     }
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = cublasLtMatrixLayoutInit(&p->y, which == CUDA_HEAD ? CUDA_R_32F : elem, p->out,
-                                          p->rows, p->y_row);
+        status = cublasLtMatrixLayoutInit(&p->y, p->floats ? CUDA_R_32F : elem, p->out, p->rows,
+                                          p->y_row);
     }
     return status;
 }
 
-static cublasStatus_t product_run(struct kern_device *d, struct product *p,
-                                  const cublasLtMatmulAlgo_t *algo, const void *w, const void *x,
-                                  void *y) {
+/* Whether linear_few.cu can do it. */
+static bool few_can(const struct kern_device *d, uint32_t rows) {
+    return d->few_linears && rows <= CUDA_FEW_ROWS;
+}
+
+/* `c` NULL: as the library likes. */
+static cublasStatus_t product_run(struct kern_device *d, struct product *p, const struct choice *c,
+                                  const void *w, const void *x, void *y) {
     struct cuda_linears *l = d->linears;
-    const float one = 1;
-    return cublasLtMatmul(l->handle, l->desc, &one, w, &p->w, x, &p->x, &p->beta, y, &p->y, y,
-                          &p->y, algo, l->workspace, WORKSPACE_BYTES, d->stream);
+    if (c != NULL && c->few) {
+        cuda_linear_few(d, &(struct cuda_product){.w = w,
+                                                  .x = x,
+                                                  .y = y,
+                                                  .in = p->in,
+                                                  .out = p->out,
+                                                  .rows = p->rows,
+                                                  .y_row = p->y_row,
+                                                  .add = p->add,
+                                                  .floats = p->floats});
+        return CUBLAS_STATUS_SUCCESS;
+    }
+    const float one = 1, beta = p->add ? 1 : 0;
+    return cublasLtMatmul(l->handle, l->desc, &one, w, &p->w, x, &p->x, &beta, y, &p->y, y, &p->y,
+                          c != NULL ? &c->algo : NULL, l->workspace, WORKSPACE_BYTES, d->stream);
 }
 
 /* ---- open and close ----------------------------------------------------------------------- */
@@ -139,8 +158,8 @@ static void cache_path(struct kern_device *d) {
     for (char *c = properties.name; *c != '\0'; c++) {
         *c = *c == ' ' || *c == '/' ? '-' : *c;
     }
-    int length = snprintf(l->path, sizeof l->path, "%s/linears-%s-%zu", d->limits.cache_dir,
-                          properties.name, cublasLtGetVersion());
+    int length = snprintf(l->path, sizeof l->path, "%s/linears-%d-%s-%zu", d->limits.cache_dir,
+                          CACHE_FORMAT, properties.name, cublasLtGetVersion());
     if (length < 0 || (size_t)length >= sizeof l->path) {
         l->path[0] = '\0';
     }
@@ -173,7 +192,9 @@ enum err cuda_linears_open(struct kern_device *d, struct err_text *why) {
                                                      &reductions, sizeof reductions));
     CU_TRY(why, cudaEventCreate(&l->begin));
     CU_TRY(why, cudaEventCreate(&l->end));
-    return cuda_take(d, &l->workspace, WORKSPACE_BYTES, "the linears' workspace", why);
+    enum err e = cuda_few_open(d, why);
+    return e == ERR_OK ? cuda_take(d, &l->workspace, WORKSPACE_BYTES, "the linears' workspace", why)
+                       : e;
 }
 
 void cuda_linears_close(struct kern_device *d) {
@@ -216,7 +237,16 @@ static uint32_t rows_measured(const struct kern_device *d, uint32_t rows) {
 
 /* ---- the cache file ----------------------------------------------------------------------- */
 
-/* A line: linear, in, out, rows, element type, and the algorithm's words in hex. */
+static bool words_zero(const uint64_t words[ALGO_WORDS]) {
+    uint64_t any = 0;
+    for (size_t i = 0; i < ALGO_WORDS; i++) {
+        any |= words[i];
+    }
+    return any == 0;
+}
+
+/* A line: linear, in, out, rows, element type, and the algorithm's words in hex, zeros for
+ * linear_few.cu. */
 static void cache_read(struct kern_device *d) {
     FILE *file = d->linears->path[0] != '\0' ? fopen(d->linears->path, "re") : NULL;
     if (file == NULL) {
@@ -238,15 +268,17 @@ static void cache_read(struct kern_device *d) {
         }
         struct product p = product_of(d, (enum cuda_linear)which, rows);
         struct choice *c = choice_at(d, (enum cuda_linear)which, rows);
-        if (p.in != in || p.out != out ||
-            product_layouts(d, (enum cuda_linear)which, &p) != CUBLAS_STATUS_SUCCESS) {
+        if (p.in != in || p.out != out || product_layouts(d, &p) != CUBLAS_STATUS_SUCCESS) {
             continue;
         }
         memcpy(&c->algo, words, sizeof c->algo);
+        c->few = words_zero(words);
         cublasLtMatmulHeuristicResult_t checked;
-        c->made = cublasLtMatmulAlgoCheck(d->linears->handle, d->linears->desc, &p.w, &p.x, &p.y,
-                                          &p.y, &c->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
-                  checked.workspaceSize <= WORKSPACE_BYTES;
+        c->made =
+            c->few ? few_can(d, rows)
+                   : cublasLtMatmulAlgoCheck(d->linears->handle, d->linears->desc, &p.w, &p.x, &p.y,
+                                             &p.y, &c->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
+                         checked.workspaceSize <= WORKSPACE_BYTES;
     }
     (void)fclose(file);
 }
@@ -299,7 +331,7 @@ static void buffers_of(const struct kern_device *d, enum cuda_linear which, void
 
 /* Milliseconds of RUNS runs; negative: it does not run. */
 static float measure(struct kern_device *d, enum cuda_linear which, struct product *p,
-                     const cublasLtMatmulAlgo_t *algo) {
+                     const struct choice *c) {
     struct cuda_linears *l = d->linears;
     void *x, *y;
     float ms = -1;
@@ -308,7 +340,7 @@ static float measure(struct kern_device *d, enum cuda_linear which, struct produ
         if (run == 1 && cudaEventRecord(l->begin, d->stream) != cudaSuccess) {
             return -1;
         }
-        if (product_run(d, p, algo, weight_of(d, which, run), x, y) != CUBLAS_STATUS_SUCCESS) {
+        if (product_run(d, p, c, weight_of(d, which, run), x, y) != CUBLAS_STATUS_SUCCESS) {
             return -1;
         }
     }
@@ -322,7 +354,7 @@ static float measure(struct kern_device *d, enum cuda_linear which, struct produ
 
 /* A suggestion, and the least time that it took; negative: it does not run. */
 struct candidate {
-    const cublasLtMatmulAlgo_t *algo;
+    struct choice choice;
     float ms;
 };
 
@@ -343,7 +375,7 @@ static void finals(struct kern_device *d, enum cuda_linear which, struct product
                    struct candidate *all, uint32_t count) {
     for (uint32_t round = 0; round < FINAL_ROUNDS; round++) {
         for (uint32_t i = 0; i < count && i < FINALISTS && all[i].ms >= 0; i++) {
-            float ms = measure(d, which, p, all[i].algo);
+            float ms = measure(d, which, p, &all[i].choice);
             all[i].ms = ms >= 0 && ms < all[i].ms ? ms : all[i].ms;
         }
     }
@@ -358,17 +390,22 @@ static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t r
         return ERR_OK;
     }
     struct product p = product_of(d, which, rows);
-    LT_TRY(why, product_layouts(d, which, &p));
+    LT_TRY(why, product_layouts(d, &p));
     cublasLtMatmulHeuristicResult_t found[CANDIDATES_FEW];
-    struct candidate all[CANDIDATES_FEW] = {{0}};
+    struct candidate all[CANDIDATES_FEW + 1] = {{.ms = 0}};
     int count = 0;
     LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(
                     l->handle, l->desc, &p.w, &p.x, &p.y, &p.y, l->preference,
                     rows <= FEW_ROWS ? CANDIDATES_FEW : CANDIDATES, found, &count));
     for (int i = 0; i < count; i++) {
-        all[i].algo = &found[i].algo;
+        all[i].choice.algo = found[i].algo;
         all[i].ms =
-            found[i].state == CUBLAS_STATUS_SUCCESS ? measure(d, which, &p, &found[i].algo) : -1;
+            found[i].state == CUBLAS_STATUS_SUCCESS ? measure(d, which, &p, &all[i].choice) : -1;
+    }
+    if (few_can(d, rows)) {
+        all[count].choice.few = true;
+        all[count].ms = measure(d, which, &p, &all[count].choice);
+        count++;
     }
     candidates_sort(all, (uint32_t)count);
     if (count == 0 || all[0].ms < 0) {
@@ -378,7 +415,7 @@ static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t r
     if (rows <= FINAL_ROWS) {
         finals(d, which, &p, all, (uint32_t)count);
     }
-    c->algo = *all[0].algo;
+    *c = all[0].choice;
     c->made = true;
     cache_write(d, which, &p, c);
     return ERR_OK;
@@ -390,7 +427,7 @@ static enum err choose_alike(struct kern_device *d, enum cuda_linear which, uint
     struct cuda_linears *l = d->linears;
     struct choice *c = choice_at(d, which, rows);
     struct product p = product_of(d, which, rows);
-    LT_TRY(why, product_layouts(d, which, &p));
+    LT_TRY(why, product_layouts(d, &p));
     *c = *choice_at(d, which, rows_measured(d, rows));
     cublasLtMatmulHeuristicResult_t found;
     int count = 0;
@@ -457,9 +494,9 @@ void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, c
     uint32_t rows = which == CUDA_HEAD ? d->sample_rows : d->rows;
     struct product p = product_of(d, which, rows);
     const struct choice *c = choice_at(d, which, rows);
-    cublasStatus_t status = product_layouts(d, which, &p);
+    cublasStatus_t status = product_layouts(d, &p);
     if (status == CUBLAS_STATUS_SUCCESS) {
-        status = product_run(d, &p, d->linears->chosen ? &c->algo : NULL, w, x, y);
+        status = product_run(d, &p, d->linears->chosen ? c : NULL, w, x, y);
     }
     if (status != CUBLAS_STATUS_SUCCESS && d->failed == ERR_OK) {
         d->failed = lt_fail(&d->fault, status, "cublasLtMatmul");
@@ -491,7 +528,9 @@ struct cuda_ahead cuda_linear_ahead(const struct kern_device *d, enum cuda_linea
         a.sectors_log2++;
     }
     const uint64_t taken = (uint64_t)(SECTOR_BYTES << a.sectors_log2) << a.pieces_log2;
-    if (!d->launches_early || d->rows > CUDA_AHEAD_ROWS || taken > a.row_bytes) {
+    const bool few = d->linears->chosen && choice_at(d, which, d->rows)->few;
+    if (!d->launches_early || d->rows > CUDA_AHEAD_ROWS || taken > a.row_bytes ||
+        (few && which != CUDA_O)) {
         return (struct cuda_ahead){0};
     }
     /* A share of less than a piece: of as many rows as there is room for. */
