@@ -226,7 +226,9 @@ static void stepped(void *context, const struct engine_stepped *step) {
     if (!s->measured || s->no_memory) {
         return;
     }
-    beside_fill(&s->beside, s->bench);
+    if (step->prompt_tokens == 0) { /* of decode steps alone: they take less than the loads */
+        beside_fill(&s->beside, s->bench);
+    }
     if (r->step_count == s->steps_room) {
         uint32_t room = s->steps_room > 0 ? s->steps_room * 2 : STEPS_ROOM;
         struct engine_stepped *grown = realloc(r->steps, room * sizeof *grown);

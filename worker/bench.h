@@ -57,7 +57,7 @@ struct worker_bench_job {
     uint32_t sampled;
 };
 
-enum { WORKER_BENCH_LOADS = 6 }; /* on their way at once; a step takes as long as some of them */
+enum { WORKER_BENCH_LOADS = 16 }; /* on their way at once; a step takes as long as some of them */
 
 struct worker_bench_run {
     struct worker_bench_job *jobs;
@@ -71,8 +71,8 @@ struct worker_bench_run {
     bool arrival;                             /* scheduler.policy: arrival */
     bool prefixes;
     struct adapters_maker maker; /* of the adapters that jobs name */
-    /* An image that the caller holds, or NULL: while the jobs run it is loaded again and again
-     * without a pause, into pages that no two of which adjoin. `pages` leaves so many of the
+    /* An image that the caller holds, or NULL: beside decode steps it is loaded again and again
+     * without a pause, into pages no two of which adjoin. `pages` leaves so many of the
      * device's for it: WORKER_BENCH_LOADS × its own. */
     const struct pool_image *load;
 };
