@@ -9,6 +9,7 @@
  * A row is one block's (norm), one of 8 of a warp's (qkv) or spread over threads (act); sums are
  * added in an order that depends on the shape alone. Tolerance against the CPU's: one rounding of
  * the element type, and f32's of the sums. */
+#include "kernels/cuda/norm.cuh"
 #include "kernels/cuda/qkv.cuh"
 
 enum {
@@ -86,87 +87,112 @@ extern "C" void cuda_embed_rows(struct kern_device *d) {
 
 /* ---- norms -------------------------------------------------------------------------------- */
 
-/* Columns up to these stay in registers between the sum and the product, all of a thread's loads on
- * their way together; others are read twice. */
-enum { KEPT = 3 };
+/* A warp takes a group of 512 columns, as norm.cuh calls them, a lane two eights of a tile. Rows of
+ * up to PAIRS · PAIR_COLUMNS columns stay in registers between the sum and the product, all of a
+ * thread's loads on their way together; others are read twice. */
+enum { PAIR_COLUMNS = 2 * EIGHT * THREADS, PAIRS_MAX = 2 };
 
-struct norm_factors {
-    float4 low, high;
-};
-
-/* No __restrict__: ptxas moves loads of what cannot change behind launch_wait(). */
-static __device__ __forceinline__ struct norm_factors norm_factors_of(const float *w,
-                                                                      uint32_t eight) {
-    const float4 *from = reinterpret_cast<const float4 *>(w);
-    return {from[2 * eight], from[2 * eight + 1]};
+/* Eight `half` of 2 of this thread's pair `pair`. */
+static __device__ __forceinline__ uint32_t norm_place(uint32_t pair, uint32_t half) {
+    return pair * 2 * THREADS + threadIdx.x / 4 * 8 + half * 4 + threadIdx.x % 4;
 }
 
-template <typename T> static __device__ __forceinline__ float norm_square(uint4 bits, float sum) {
-    float v[EIGHT];
-    eight_floats<T>(bits, v);
+template <int PAIRS>
+static __device__ __forceinline__ void norm_load(const uint4 *from, uint32_t eights, uint32_t first,
+                                                 uint4 (&to)[PAIRS][2]) {
 #pragma unroll
-    for (int e = 0; e < EIGHT; e++) {
-        sum += v[e] * v[e];
+    for (int k = 0; k < PAIRS * 2; k++) {
+        const uint32_t i = norm_place(first + k / 2, k % 2);
+        to[k / 2][k % 2] = i < eights ? __ldcg(from + i) : make_uint4(0, 0, 0, 0);
+    }
+}
+
+/* Adds the squares of all threads' pairs to `sum`, in the order that norm.cuh says. `room` is
+ * shared, and may be written again behind a barrier. */
+template <typename T, int PAIRS>
+static __device__ __forceinline__ float norm_add(const uint4 (&kept)[PAIRS][2],
+                                                 float (&room)[PAIRS][WARPS], float sum) {
+    float square[PAIRS];
+#pragma unroll
+    for (int k = 0; k < PAIRS; k++) {
+        square[k] = norm_square<T>(kept[k][0]) + norm_square<T>(kept[k][1]);
+    }
+#pragma unroll
+    for (int apart = 1; apart < WARP; apart *= 2) {
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            square[k] += __shfl_xor_sync(0xffffffffu, square[k], apart);
+        }
+    }
+    if (threadIdx.x % WARP == 0) {
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++) {
+            room[k][threadIdx.x / WARP] = square[k];
+        }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < PAIRS * WARPS; k++) {
+        sum += room[k / WARPS][k % WARPS];
     }
     return sum;
 }
 
-template <typename T>
-static __device__ __forceinline__ uint4 norm_eight(uint4 bits, float scale,
-                                                   const struct norm_factors &f) {
-    const float factor[EIGHT] = {f.low.x,  f.low.y,  f.low.z,  f.low.w,
-                                 f.high.x, f.high.y, f.high.z, f.high.w};
-    float v[EIGHT];
-    eight_floats<T>(bits, v);
-#pragma unroll
-    for (int e = 0; e < EIGHT; e++) {
-        v[e] = v[e] * scale * factor[e];
-    }
-    return eight_bits<T>(v);
-}
-
 /* Only the weights are read before the kernel in front has ended. */
-template <typename T>
+template <typename T, int PAIRS>
 static __device__ void norm_row(const T *x, const float *w, T *out, uint32_t hidden, float eps) {
-    __shared__ float room[WARPS];
+    __shared__ float room[PAIRS][WARPS];
     const uint4 *from = reinterpret_cast<const uint4 *>(x);
     uint4 *to = reinterpret_cast<uint4 *>(out);
     const uint32_t eights = hidden / EIGHT;
-    struct norm_factors factors[KEPT];
-    uint4 kept[KEPT];
-    float sum = 0;
+    struct norm_factors factors[PAIRS][2];
+    uint4 kept[PAIRS][2];
 #pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t i = threadIdx.x + k * THREADS;
-        factors[k] = norm_factors_of(w, i < eights ? i : 0);
+    for (int k = 0; k < PAIRS * 2; k++) {
+        const uint32_t i = norm_place(k / 2, k % 2);
+        factors[k / 2][k % 2] = norm_factors_of(w, i < eights ? i : 0);
     }
     launch_wait();
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t i = threadIdx.x + k * THREADS;
-        kept[k] = i < eights ? __ldcg(from + i) : make_uint4(0, 0, 0, 0);
+    norm_load(from, eights, 0, kept);
+    float sum = norm_add<T>(kept, room, 0);
+    for (uint32_t pair = PAIRS; pair * PAIR_COLUMNS < hidden; pair += PAIRS) {
+        uint4 more[PAIRS][2];
+        norm_load(from, eights, pair, more);
+        __syncthreads();
+        sum = norm_add<T>(more, room, sum);
     }
+    const float scale = norm_scale(sum, hidden, eps);
 #pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        sum = norm_square<T>(kept[k], sum);
-    }
-    for (uint32_t i = threadIdx.x + KEPT * THREADS; i < eights; i += THREADS) {
-        sum = norm_square<T>(__ldcg(from + i), sum);
-    }
-    const float scale = rsqrtf(block_sum<THREADS>(sum, room) / (float)hidden + eps);
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {
-        const uint32_t i = threadIdx.x + k * THREADS;
+    for (int k = 0; k < PAIRS * 2; k++) {
+        const uint32_t i = norm_place(k / 2, k % 2);
         if (i < eights) {
-            to[i] = norm_eight<T>(kept[k], scale, factors[k]);
+            to[i] = norm_eight<T>(kept[k / 2][k % 2], scale, factors[k / 2][k % 2]);
         }
     }
-    for (uint32_t i = threadIdx.x + KEPT * THREADS; i < eights; i += THREADS) {
-        to[i] = norm_eight<T>(__ldcg(from + i), scale, norm_factors_of(w, i));
+    for (uint32_t pair = PAIRS; pair * PAIR_COLUMNS < hidden; pair++) {
+#pragma unroll
+        for (uint32_t half = 0; half < 2; half++) {
+            const uint32_t i = norm_place(pair, half);
+            if (i < eights) {
+                to[i] = norm_eight<T>(__ldcg(from + i), scale, norm_factors_of(w, i));
+            }
+        }
     }
 }
 
-template <typename T>
+/* Calls the rest with PAIRS as a row of `hidden` columns needs. */
+#define NORM_WITH_PAIRS(hidden, ...)         \
+    do {                                     \
+        if ((hidden) <= PAIR_COLUMNS) {      \
+            constexpr int PAIRS = 1;         \
+            __VA_ARGS__;                     \
+        } else {                             \
+            constexpr int PAIRS = PAIRS_MAX; \
+            __VA_ARGS__;                     \
+        }                                    \
+    } while (0)
+
+template <typename T, int PAIRS>
 static __global__ void __launch_bounds__(THREADS)
     norm_kernel(const T *x, const float *w, T *out, uint32_t hidden, float eps, uint32_t rows,
                 struct cuda_ahead ahead) {
@@ -177,7 +203,7 @@ static __global__ void __launch_bounds__(THREADS)
         return;
     }
     uint64_t at = (uint64_t)blockIdx.x * hidden;
-    norm_row<T>(x + at, w, out + at, hidden, eps);
+    norm_row<T, PAIRS>(x + at, w, out + at, hidden, eps);
 }
 
 /* Blocks that only fetch, behind those that work: one a multiprocessor. */
@@ -190,13 +216,15 @@ extern "C" void cuda_norm_rows(struct kern_device *d, const float *w, enum cuda_
     const struct cuda_ahead ahead = cuda_linear_ahead(d, next, layer, CUDA_AHEAD_BYTES);
     const dim3 grid(d->rows + ahead_blocks(d, ahead));
     CUDA_WITH_ELEM(d, T,
-                   cuda_launch_early(d, "norm", norm_kernel<T>, grid, THREADS,
-                                     static_cast<const T *>(d->x), w, static_cast<T *>(d->normed),
-                                     d->shape.hidden, d->shape.norm_eps, d->rows, ahead));
+                   NORM_WITH_PAIRS(d->shape.hidden,
+                                   cuda_launch_early(d, "norm", norm_kernel<T, PAIRS>, grid,
+                                                     THREADS, static_cast<const T *>(d->x), w,
+                                                     static_cast<T *>(d->normed), d->shape.hidden,
+                                                     d->shape.norm_eps, d->rows, ahead)));
 }
 
 /* The final norm of the rows that are sampled; zeros behind them. */
-template <typename T>
+template <typename T, int PAIRS>
 static __global__ void __launch_bounds__(THREADS)
     head_kernel(const struct cuda_meta *meta, const T *x, const float *w, T *out, uint32_t hidden,
                 float eps) {
@@ -204,7 +232,7 @@ static __global__ void __launch_bounds__(THREADS)
     uint32_t row = blockIdx.x;
     T *to = out + (uint64_t)row * hidden;
     if (row < meta->sample_count) {
-        norm_row<T>(x + (uint64_t)meta->samples[row].token * hidden, w, to, hidden, eps);
+        norm_row<T, PAIRS>(x + (uint64_t)meta->samples[row].token * hidden, w, to, hidden, eps);
         return;
     }
     for (uint32_t i = threadIdx.x; i < hidden / EIGHT; i += THREADS) {
@@ -213,10 +241,12 @@ static __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" void cuda_head_rows(struct kern_device *d) {
-    CUDA_WITH_ELEM(d, T,
-                   head_kernel<T><<<d->sample_rows, THREADS, 0, d->stream>>>(
-                       d->meta, static_cast<const T *>(d->x), d->final_norm,
-                       static_cast<T *>(d->head_in), d->shape.hidden, d->shape.norm_eps));
+    CUDA_WITH_ELEM(
+        d, T,
+        NORM_WITH_PAIRS(d->shape.hidden,
+                        head_kernel<T, PAIRS><<<d->sample_rows, THREADS, 0, d->stream>>>(
+                            d->meta, static_cast<const T *>(d->x), d->final_norm,
+                            static_cast<T *>(d->head_in), d->shape.hidden, d->shape.norm_eps)));
     CUDA_LAUNCHED(d, "head");
 }
 

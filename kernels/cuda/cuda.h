@@ -34,6 +34,7 @@ enum {
     CUDA_ALIGN = 256,           /* of everything that is carved from one allocation */
     CUDA_GRAPH_TOKENS = 1024,   /* a step of more tokens is launched eagerly */
     CUDA_MIXED_TOKENS = 512,    /* likewise one with prefill chunks */
+    CUDA_NORM_VARIANTS = 3,     /* of a kernel in lora_norm.cu */
     CUDA_NO_PAGE = UINT32_MAX,  /* in page tables: none was set */
     CUDA_FEW_ROWS = 16,         /* up to here linear_few.cu has a kernel */
     CUDA_AHEAD_ROWS = 64,       /* up to here linears wait for memory alone */
@@ -194,6 +195,7 @@ struct kern_device {
     bool mixed;           /* has chunks of more than one token */
     bool lora_rows;       /* has segments */
 
+    uint32_t norm_clusters[CUDA_NORM_VARIANTS]; /* lora_norm.cu's; fixed at open; 0: no such */
     bool hopper_attention; /* attention_hopper.cu does prefill; fixed at open */
     bool hopper_shrink;    /* likewise lora_shrink_hopper.cu does all of LoRA's shrink */
     bool few_linears;      /* linear_few.cu can run; fixed at open */
@@ -398,6 +400,11 @@ void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group gro
  */
 void cuda_lora_qkv_rows(struct kern_device *d, uint32_t layer);
 void cuda_lora_act_rows(struct kern_device *d, uint32_t layer);
+/* Likewise for expand() of o or down onto d->x and cuda_norm_rows(d, w, next, next_layer). */
+void cuda_lora_norm_rows(struct kern_device *d, uint32_t layer, enum cuda_group group,
+                         const float *w, enum cuda_linear next, uint32_t next_layer);
+/* Asks the device how much of that kernel it runs at once. At open. */
+void cuda_lora_norm_open(struct kern_device *d);
 void cuda_lora_embed(struct kern_device *d); /* x += scale · B A[:, token] */
 void cuda_lora_head(struct kern_device *d);  /* logits += …, of head_in */
 

@@ -205,6 +205,7 @@ static enum err parts_open(struct kern_device *d, struct err_text *why) {
     }
     if (e == ERR_OK) {
         e = cuda_attention_open(d, why);
+        cuda_lora_norm_open(d);
     }
     if (e == ERR_OK) {
         e = cuda_lora_open(d, why);
@@ -369,19 +370,20 @@ static void device_attention(struct kern_device *d, uint32_t layer) {
     }
 }
 
-/* A linear that adds to the residual. */
-static void add_linear(struct kern_device *d, uint32_t layer, enum cuda_linear which,
-                       const void *x) {
-    linear(d, layer, which, x, d->x);
+/* LoRA's part of o or down onto the residual, if there is any, and the norm in front of `next`. */
+static void add_norm(struct kern_device *d, uint32_t layer, enum cuda_group group, const float *w,
+                     enum cuda_linear next, uint32_t next_layer) {
     if (d->lora_rows) {
-        cuda_lora_expand(d, layer, which == CUDA_O ? CUDA_GROUP_O : CUDA_GROUP_DOWN, d->x);
+        cuda_lora_norm_rows(d, layer, group, w, next, next_layer);
+    } else {
+        cuda_norm_rows(d, w, next, next_layer);
     }
 }
 
 static void device_attn_out(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        add_linear(d, layer, CUDA_O, d->attended);
-        cuda_norm_rows(d, d->layers[layer].post_norm, CUDA_GATE_UP, layer);
+        linear(d, layer, CUDA_O, d->attended, d->x);
+        add_norm(d, layer, CUDA_GROUP_O, d->layers[layer].post_norm, CUDA_GATE_UP, layer);
     }
 }
 
@@ -398,9 +400,12 @@ static void device_gate_up(struct kern_device *d, uint32_t layer) {
 
 static void device_down(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        add_linear(d, layer, CUDA_DOWN, d->act);
-        if (layer + 1 < d->shape.layers) { /* the head norms the rows that it needs */
-            cuda_norm_rows(d, d->layers[layer + 1].input_norm, CUDA_QKV, layer + 1);
+        linear(d, layer, CUDA_DOWN, d->act, d->x);
+        if (layer + 1 < d->shape.layers) {
+            const float *w = d->layers[layer + 1].input_norm;
+            add_norm(d, layer, CUDA_GROUP_DOWN, w, CUDA_QKV, layer + 1);
+        } else if (d->lora_rows) { /* the head norms the rows that it needs */
+            cuda_lora_expand(d, layer, CUDA_GROUP_DOWN, d->x);
         }
     }
 }

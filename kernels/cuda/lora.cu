@@ -1,10 +1,10 @@
 /* lora.cu - which matrices and rows LoRA's kernels work on: the four groups of a layer, the
- * embedding and the head. The kernels are in lora_shrink.cu, lora_expand.cu, lora_act.cu and
- * lora_qkv.cu.
+ * embedding and the head. The kernels are in lora_shrink.cu, lora_expand.cu, lora_act.cu,
+ * lora_qkv.cu and lora_norm.cu.
  *
  * y += scale · ((x Aᵀ) Bᵀ + bias): shrink makes v = x Aᵀ of all projections that share x, expand
- * the rest; for q, k, v and for gate, up the kernel that reads y next does expand's work, so that
- * no pass over these activations is LoRA's alone. All shapes of a launch depend on the bucket only:
+ * the rest. In a layer the kernel that reads y next does expand's work, so that no pass over the
+ * activations is LoRA's alone. All shapes of a launch depend on the bucket only:
  * which rows belong to which adapter is in the metadata, ranks and places are in the tables. */
 #include "kernels/cuda/lora.cuh"
 
@@ -127,6 +127,16 @@ void cuda_lora_act_rows(struct kern_device *d, uint32_t layer) {
     struct lora_call c = group_call(d, layer, CUDA_GROUP_GATE_UP);
     c.y = d->gate_up;
     lora_act_launch(d, &c, cut_of(d));
+}
+
+void cuda_lora_norm_rows(struct kern_device *d, uint32_t layer, enum cuda_group group,
+                         const float *w, enum cuda_linear next, uint32_t next_layer) {
+    struct lora_call c = group_call(d, layer, group);
+    c.y = d->x;
+    if (!lora_norm_launch(d, c, w, cuda_linear_ahead(d, next, next_layer, CUDA_AHEAD_BYTES))) {
+        lora_expand_launch(d, &c, cut_of(d), false);
+        cuda_norm_rows(d, w, next, next_layer);
+    }
 }
 
 void cuda_lora_embed(struct kern_device *d) {

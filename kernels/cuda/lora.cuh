@@ -51,6 +51,9 @@ void lora_gather_launch(struct kern_device *d, const struct lora_call *c);
 /* y += scale · ((Σ splits) Bᵀ + bias); y is f32 where `logits`. */
 void lora_expand_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut,
                         bool logits);
+/* The same of one projection onto x, then d->normed = norm of x; false: no kernel is for it. */
+bool lora_norm_launch(struct kern_device *d, struct lora_call c, const float *w,
+                      struct cuda_ahead ahead);
 /* The same of gate and up, c->y, and then act = silu(gate) · up; c->y stays. */
 void lora_act_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 /* The same of q, k and v, c->y, and then what cuda_qkv_rows() does. */

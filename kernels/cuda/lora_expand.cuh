@@ -113,6 +113,24 @@ static __device__ __forceinline__ uint4 lane_ranks(const T *run) {
         }                                                \
     } while (0)
 
+/* scale · sum, ranks r … r + 3 of the stage, of a row, in two parts. */
+template <typename T, int SUBTILES>
+static __device__ __forceinline__ void stage_put(stage<T, SUBTILES> &stage, uint32_t row,
+                                                 uint32_t r, float scale, const float (&sum)[4]) {
+    uint32_t block = r / KERN_BLOCK_RANKS, at = r % KERN_BLOCK_RANKS;
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+        float a = sum[k] * scale, b = sum[k + 1] * scale;
+        uint32_t high = pair_bits<T>(a, b);
+        float2 rounded = pair_floats<T>(high);
+        /* of what overflowed nothing is left */
+        float a_low = isfinite(rounded.x) ? a - rounded.x : 0;
+        float b_low = isfinite(rounded.y) ? b - rounded.y : 0;
+        *reinterpret_cast<uint32_t *>(&stage.v[0][block][row][at + k]) = high;
+        *reinterpret_cast<uint32_t *>(&stage.v[1][block][row][at + k]) = pair_bits<T>(a_low, b_low);
+    }
+}
+
 /* scale · Σ splits of ranks [from, from + STAGE_RANKS) of all rows of the piece, in two parts, and
  * 0 for rows beyond it up to a multiple of 16. Between two barriers. */
 template <typename T, int SUBTILES>
@@ -136,19 +154,7 @@ static __device__ __forceinline__ void fill_stage(const struct lora_call &c,
                 sum[3] += part.w;
             }
         }
-        uint32_t block = r / KERN_BLOCK_RANKS, at = r % KERN_BLOCK_RANKS;
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-            float a = sum[k] * scale, b = sum[k + 1] * scale;
-            uint32_t high = pair_bits<T>(a, b);
-            float2 rounded = pair_floats<T>(high);
-            /* of what overflowed nothing is left */
-            float a_low = isfinite(rounded.x) ? a - rounded.x : 0;
-            float b_low = isfinite(rounded.y) ? b - rounded.y : 0;
-            *reinterpret_cast<uint32_t *>(&stage.v[0][block][row][at + k]) = high;
-            *reinterpret_cast<uint32_t *>(&stage.v[1][block][row][at + k]) =
-                pair_bits<T>(a_low, b_low);
-        }
+        stage_put(stage, row, r, scale, sum);
     }
 }
 
