@@ -22,17 +22,19 @@
  * Bytes: of activations 4 × rows × (q + 2 kv), as without LoRA; of B 2 × rank × (q + 2 kv) a piece.
  * FLOPs: 4 × rows × rank × (q + 2 kv). Against f64: one rounding and 2⁻¹⁶ of Σ|v b|.
  *
- * Measured on an H200, November 2026, bf16, 32 + 2 × 8 heads of 128, caches cold but for qkv; µs,
- * cuda_qkv_rows() takes 61 and 11:
+ * Measured on an H200, November 2026, bf16, 32 + 2 × 8 heads of 128, weights not in the caches, in
+ * µs; cuda_qkv_rows() takes 62 and 11:
  *
  *                                       before, a barrier each 16 rows    now
  *   8,192 rows, 8 adapters, rank 16                                294    100
- *   8,192 rows, 8 adapters, rank 64                                358    181
+ *   8,192 rows, 8 adapters, rank 64                                358    176
  *   1,000 rows, 8 adapters, rank 16                                 45     19
- *   1,000 rows, 200 adapters, rank 16                               98     50
+ *   1,000 rows, 200 adapters, rank 16                               98     51
  *
- * Tried: B of ≤ 16 ranks in registers spills (116 and 60 in the first and last line); four blocks a
- * multiprocessor, 128 registers a thread, spill too (116 and 50). */
+ * Tried, in the order of these lines: B of ≤ 16 ranks in registers spills (116, 241, 21, 60); four
+ * blocks a multiprocessor, 128 registers a thread, spill (116, 192, 25, 50); B that streams read
+ * once for 16 rows spills too (143, 181, 25, 64); angles loaded ahead of the product as well (106,
+ * 186, 20, 54). Items looked up and y loaded a turn ahead gave only rank 64 a little (c. 180). */
 #include "kernels/cuda/lora_expand.cuh"
 #include "kernels/cuda/qkv.cuh"
 
