@@ -201,10 +201,13 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gpu),       cmocka_unit_test(test_gpu_as_told),
+        cmocka_unit_test(test_gpu),
+        cmocka_unit_test(test_gpu_as_told),
         cmocka_unit_test(test_memory_follows_the_backlog),
-        cmocka_unit_test(test_store),     cmocka_unit_test(test_cpu),
-        cmocka_unit_test(test_state_dir), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_store),
+        cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_state_dir),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
