@@ -23,9 +23,12 @@
  * piece, from memory once a step. FLOPs: 8 × rows × rank × intermediate, v being in two parts.
  * Against f64: one rounding, 2⁻¹⁶ of Σ|v b| and 2⁻²⁰ of |gate|, |up|, through silu.
  *
- * Tried: 8 warps with rings of four units took 1.4 times as long, 12 warps 1.15 times: what holds
- * it up is the chain of a unit's instructions, so that warps count for more than bytes ahead of
- * each. */
+ * Measured (H200, bf16, intermediate 14,336, cold caches, November 2026), against a kernel of 12
+ * warps that loaded as it went: 8,192 rows of rank 16 227 µs (473), of rank 64 337 (705), without
+ * adapters 231 (290; cuda_act_rows() 174); 1,024 rows of 8 adapters 36 (83), of 200 89 (379).
+ * Without the arithmetic the same loads and stores take 192, 240, 186; 28 and 70: what is left is
+ * instructions. Hence 16 warps: 8 with rings of four units took 1.4 times as long as they do, 12
+ * 1.15 times, 14 with rings of three 1.7 times. */
 #include "kernels/cuda/lora_act.cuh"
 
 /* ---- v ------------------------------------------------------------------------------------ */
@@ -246,15 +249,17 @@ act_delta(const struct act_room &room, const struct act_item &item, const struct
     }
 }
 
-/* Gate and up of 16 rows, as they came. */
+/* Gate and up of 16 rows, as they came; of the first 8 where there are not `both` halves. */
 template <typename T>
-static __device__ __forceinline__ void act_begin(const unsigned char *unit,
+static __device__ __forceinline__ void act_begin(const unsigned char *unit, bool both,
                                                  float (&sum)[BOTH][4][4]) {
 #pragma unroll
     for (uint32_t i = 0; i < BOTH * HALVES; i++) {
-        float y[8];
+        float y[8] = {};
         const uint32_t lane = threadIdx.x % WARP;
-        eight_floats<T>(*reinterpret_cast<const uint4 *>(unit + (i * WARP + lane) * 16), y);
+        if (i % HALVES == 0 || both) {
+            eight_floats<T>(*reinterpret_cast<const uint4 *>(unit + (i * WARP + lane) * 16), y);
+        }
 #pragma unroll
         for (uint32_t k = 0; k < 8; k++) {
             sum[i / HALVES][k / 2][i % HALVES * 2 + k % 2] = y[k];
@@ -313,13 +318,15 @@ static __device__ __forceinline__ void act_wait(uint32_t pending) {
     __syncwarp();
 }
 
-/* All units of an item. */
-template <typename T>
+/* All units of an item; apart for long ones, whose walk costs more instructions. */
+template <typename T, bool LONG>
 static __device__ __forceinline__ void act_walk(const struct lora_call &c, struct act_room &room,
                                                 uint32_t index, struct act_loader &l,
                                                 struct act_used &used, T *act) {
     const struct act_item &item = room.items[index];
-    const struct act_shape shape = shape_of(item);
+    struct act_shape shape = shape_of(item);
+    shape.is_long = LONG; /* as it is, for the compiler */
+    shape.chunks = LONG ? shape.chunks : 1;
     const struct act_place place = place_of(c, item);
     const uint32_t spans = spans_of(c), span = item.step * warps() + threadIdx.x / WARP;
     struct act_cursor at = {};
@@ -338,7 +345,8 @@ static __device__ __forceinline__ void act_walk(const struct lora_call &c, struc
             }
             act_wait(l.units - used.units - 1);
             if (at.chunk == 0) {
-                act_begin<T>(used.ring + used.units % UNITS * UNIT_BYTES, sum);
+                act_begin<T>(used.ring + used.units % UNITS * UNIT_BYTES,
+                             at.subtile * ROWS + 8 < item.rows, sum);
             }
             if (shape.slots != 0 && live) {
                 act_delta<T>(room, item, at, shape, used, sum);
@@ -390,7 +398,11 @@ __launch_bounds__(WARPS *WARP, 1) void lora_act_kernel(const __grid_constant__ s
         used.fragments = 0;
 #pragma unroll 1
         for (uint32_t i = 0; i < l.items; i++) {
-            act_walk<T>(c, room, i, l, used, act);
+            if (shape_of(room.items[i]).is_long) {
+                act_walk<T, true>(c, room, i, l, used, act);
+            } else {
+                act_walk<T, false>(c, room, i, l, used, act);
+            }
         }
         done += ITEMS;
         if (done >= count) {

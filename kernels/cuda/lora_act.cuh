@@ -310,9 +310,28 @@ static __device__ __forceinline__ void b_load(const struct lora_call &c,
         tiles_look_up(c, room, more ? l.at.item : l.at.item + 1, more ? l.group + AHEAD : 0, l);
     }
     const uint32_t lane = lane_again();
+    if (l.shape.slots == 1) { /* ranks up to 16: the same, in few instructions */
+#pragma unroll
+        for (uint32_t i = 0; i < BOTH; i++) {
+            const uint32_t tile = __shfl_sync(0xffffffffu, l.tile,
+                                              (int)(l.group % AHEAD * (BOTH * CHUNK_BLOCKS) + i));
+            const uint32_t to = l.ring + UNITS * UNIT_BYTES + b_slot(l.slots, 1, 0, i);
+            if (tile != NOWHERE) {
+                const uint4 *from = l.plane + tile + lane;
+                const uint32_t place = to + b_place(lane * 16);
+                copy_wide_16(place, from);
+                if (l.rank[i] > 8) {
+                    copy_wide_16(place + WARP * 16, from + WARP);
+                }
+            }
+        }
+        l.slots++;
+        l.group++;
+        return;
+    }
 #pragma unroll
     for (uint32_t i = 0; i < BOTH * CHUNK_BLOCKS; i++) {
-        if (i < l.shape.slots || (i < BOTH && l.shape.slots != 0)) {
+        if (i < l.shape.slots) {
             const uint32_t tile = __shfl_sync(0xffffffffu, l.tile,
                                               (int)(l.group % AHEAD * (BOTH * CHUNK_BLOCKS) + i));
             const uint32_t first = (l.at.chunk * CHUNK_BLOCKS + i / BOTH) * KERN_BLOCK_RANKS;
