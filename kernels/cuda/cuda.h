@@ -117,7 +117,7 @@ void *cuda_block_take(struct cuda_block *b, uint64_t bytes);
 bool cuda_block_has_room(const struct cuda_block *b, uint64_t bytes);
 /* Where it will be on the device. */
 void *cuda_block_device(const struct cuda_block *b, const void *host);
-enum err cuda_block_upload(const struct cuda_block *b, cudaStream_t stream, struct err_text *why);
+void cuda_block_upload(struct kern_device *d, const struct cuda_block *b); /* on d->stream */
 
 /* ---- weights ------------------------------------------------------------------------------ */
 
@@ -287,17 +287,18 @@ enum err cuda_bucket_end(struct kern_device *d);
 /* The graph of a half of the step whose bucket stands in `d`; NULL: it is launched eagerly. */
 cudaGraphExec_t cuda_graph(const struct kern_device *d, enum cuda_part part);
 
-/* ---- load.c, load.cu ---------------------------------------------------------------------- */
+/* ---- load.c ------------------------------------------------------------------------------- */
 
 enum err cuda_loads_open(struct kern_device *d, struct err_text *why);
 void cuda_loads_close(struct kern_device *d);
 enum err cuda_load(struct kern_device *d, const void *image, const uint32_t *pages,
                    uint32_t page_count, uint64_t *event);
 bool cuda_load_done(struct kern_device *d, uint64_t event);
-/* Copies image [layers][page_count][page_elems] into the pages, on d->loads; both lists are pinned
- * host memory. */
-void cuda_load_pages(struct kern_device *d, const void *image, const uint32_t *pages,
-                     uint32_t page_count);
+
+/* ---- upload.cu ---------------------------------------------------------------------------- */
+
+/* Copies `words` of 16 bytes of pinned memory to the device, on d->stream; both aligned to 16. */
+void cuda_upload(struct kern_device *d, void *to, const void *from, uint32_t words);
 
 /* ---- peaks.c ------------------------------------------------------------------------------ */
 

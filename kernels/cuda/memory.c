@@ -105,7 +105,8 @@ void *cuda_block_device(const struct cuda_block *b, const void *host) {
     return b->device + (at - b->host);
 }
 
-enum err cuda_block_upload(const struct cuda_block *b, cudaStream_t stream, struct err_text *why) {
-    CU_TRY(why, cudaMemcpyAsync(b->device, b->host, b->used, cudaMemcpyHostToDevice, stream));
-    return ERR_OK;
+void cuda_block_upload(struct kern_device *d, const struct cuda_block *b) {
+    uint64_t words = (b->used + BLOCK_ALIGN - 1) / BLOCK_ALIGN;
+    CHECK(words * BLOCK_ALIGN <= b->bytes);
+    cuda_upload(d, b->device, b->host, (uint32_t)words);
 }

@@ -80,6 +80,7 @@ static uint64_t meta_bytes(const struct kern_device *d) {
 
 static enum err block_take(struct kern_device *d, struct cuda_block *blocks, uint64_t bytes,
                            bool shared, struct err_text *why) {
+    bytes = (bytes + ARRAY_SLACK - 1) / ARRAY_SLACK * ARRAY_SLACK; /* uploads go by whole words */
     for (uint32_t i = 0; i < CUDA_UNREAD_MAX; i++) {
         blocks[i].bytes = bytes;
         enum err e = cuda_take_host(d, (void **)&blocks[i].host, bytes, why);
@@ -265,11 +266,9 @@ static enum err deltas_block(struct kern_device *d, const struct kern_step *step
         take_pages(d, step, b, at, head);
         take_adapters(d, step, b, at, head);
     }
-    enum err e = cuda_block_upload(b, d->stream, &d->fault);
-    if (e == ERR_OK) {
-        cuda_apply_deltas(d, (const struct cuda_deltas *)(const void *)b->device);
-    }
-    return e;
+    cuda_block_upload(d, b);
+    cuda_apply_deltas(d, (const struct cuda_deltas *)(const void *)b->device);
+    return d->failed;
 }
 
 /* Fills blocks until all deltas are taken; nearly always that is one block. */
@@ -417,10 +416,7 @@ enum err cuda_step_begin(struct kern_device *d, const struct kern_step *step) {
     CHECK(meta->sample_count == samples);
     s->result_count[s->end_count % CUDA_UNREAD_MAX] = samples;
     cuda_note(d, cudaEventRecord(began, d->stream), "cudaEventRecord");
-    e = cuda_block_upload(block, d->stream, &d->fault);
-    if (e != ERR_OK) {
-        return step_failed(d, e);
-    }
+    cuda_block_upload(d, block);
     d->phase = CUDA_IN_STEP;
     graph_launch(d, CUDA_BODY); /* a tail's kernels, if launched one by one, come behind it */
     return ERR_OK;
