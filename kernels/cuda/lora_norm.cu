@@ -17,9 +17,12 @@
  * Bytes: 6 × rows × hidden; of B rank × hidden × 2 a piece, of v 4 × splits × rows × rank a block.
  * FLOPs: 2 × rows × rank × hidden, times two for v's parts. Sums are f32; x as lora_expand.cu says.
  *
- * Tried (H200, bf16, hidden 4096, rank 16, 8 adapters, expand and norm apart 119 µs for 8,192 rows,
- * 20.4 for 1,024; November 2026): a barrier of the cluster for the sums, whose release waits for
- * all stores to x: 83 and 16.4; 4 blocks a multiprocessor with registers spilled: 93 and 19. */
+ * H200, bf16, hidden 4096, behind shrink, expand and norm apart against this (November 2026), µs:
+ * 8,192 rows of 8 adapters 118 and 74 (rank 16), 177 and 105 (rank 64); 1,024 rows of 8 adapters 20
+ * and 14.6, of 200 adapters 38 and 31 (memory alone: 48, 49, 6.2, 12.2); 16 rows 6.7 and 6.2.
+ * Tried, of the first and third: a barrier of the cluster for the sums, whose release waits for all
+ * stores to x: 83 and 16.4. 4 blocks a multiprocessor, which spills registers: 101 and 20. Of the
+ * first: 16 rows a unit, 3 blocks: 84. */
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/lora_expand.cuh"
 #include "kernels/cuda/norm.cuh"
