@@ -117,9 +117,10 @@ class Worker:
         return {name: float(value) for name, value in pairs}
 
     def metric(self, name):
-        """Over all its labels."""
+        """Of one label where the name has it in braces, else the sum over all."""
         found = self.metrics().items()
-        return sum(value for key, value in found if key.split("{")[0] == f"lorry_{name}")
+        whole = f"lorry_{name}"
+        return sum(value for key, value in found if whole in (key, key.split("{")[0]))
 
     def wait_ready(self, partitions=1):
         """Until it has loaded the model, reached the broker and been given partitions."""
