@@ -2,7 +2,7 @@
 #ifndef LORRY_KERNELS_CUDA_CLUSTER_CUH
 #define LORRY_KERNELS_CUDA_CLUSTER_CUH
 
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mbarrier.cuh"
 
 #if __CUDA_ARCH__ >= 900 || !defined(__CUDA_ARCH__)
 
@@ -29,7 +29,7 @@ static __device__ __forceinline__ void cluster_wait() {
 /* What blocks of the cluster tell each other goes by stores that count at a barrier of the block
  * that they reach. A barrier of the cluster would wait for all stores to x first. */
 static __device__ __forceinline__ void told_init(uint64_t *told) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(told)) : "memory");
+    mbarrier_init(shared_address(told), 1);
 }
 /* One thread: of this phase, `bytes` are to come. */
 static __device__ __forceinline__ void told_expect(uint64_t *told, uint32_t bytes) {
@@ -51,17 +51,7 @@ static __device__ __forceinline__ void told_put(float *place, uint64_t *told, ui
                  : "memory");
 }
 static __device__ __forceinline__ void told_wait(uint64_t *told, uint32_t phase) {
-    uint32_t done;
-    do {
-        asm volatile("{\n"
-                     ".reg .pred p;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p;\n"
-                     "}"
-                     : "=r"(done)
-                     : "r"(shared_address(told)), "r"(phase)
-                     : "memory");
-    } while (done == 0);
+    mbarrier_wait(shared_address(told), phase);
 }
 /* `bytes` from `p` on, some time, into the second-level cache. One thread. */
 static __device__ __forceinline__ void fetch_l2(const void *p, uint32_t bytes) {

@@ -1,5 +1,5 @@
-/* wgmma.cuh - the warpgroup matrix instructions of sm_90a and the barriers that go with them:
- * mbarriers, named barriers, setmaxnreg. Inside kernels/cuda/ only, for code under
+/* wgmma.cuh - the warpgroup matrix instructions of sm_90a and what goes with them: mbarriers,
+ * named barriers, setmaxnreg. Inside kernels/cuda/ only, for code under
  * __CUDA_ARCH_FEAT_SM90_ALL.
  *
  * A warpgroup is four warps, the first a multiple of four. Its product d [64][N] = a [64][16] ·
@@ -30,6 +30,7 @@
 #include <stdint.h>
 
 #include "kernels/cuda/common.cuh"
+#include "kernels/cuda/mbarrier.cuh"
 
 enum {
     WARPGROUP = 128,             /* threads */
@@ -55,33 +56,6 @@ static __host__ __device__ __forceinline__ uint64_t wgmma_operand(uint32_t addre
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* ---- barriers ----------------------------------------------------------------------------- */
-
-/* A phase ends after `count` arrivals. Of the phase that begins at init the parity is 0. */
-static __device__ __forceinline__ void mbarrier_init(uint32_t bar, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-static __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-/* An arrival once all copies that this thread has begun are in shared memory; it is one of the
- * `count`. */
-static __device__ __forceinline__ void mbarrier_arrive_copied(uint32_t bar) {
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(bar) : "memory");
-}
-/* Until the phase of that parity is over: with 1, a barrier never used lets pass. */
-static __device__ __forceinline__ void mbarrier_wait(uint32_t bar, uint32_t parity) {
-    uint32_t over;
-    do {
-        asm volatile("{\n"
-                     ".reg .pred p;\n"
-                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p;\n"
-                     "}"
-                     : "=r"(over)
-                     : "r"(bar), "r"(parity)
-                     : "memory");
-    } while (!over);
-}
 
 /* Named barriers: `threads` of the block meet; who arrives does not wait. */
 static __device__ __forceinline__ void barrier_sync(uint32_t id, uint32_t threads) {
