@@ -26,6 +26,14 @@
 
 /* ---- kernels that start before the one in front ends ---------------------------------------- */
 
+/* Of a launch. */
+struct cuda_shape {
+    dim3 grid;
+    unsigned threads;    /* of a block */
+    size_t shared_bytes; /* asked for at the launch */
+    unsigned cluster;    /* blocks of a cluster; 1: no clusters */
+};
+
 /* Launches so that the kernel may start as soon as every block of the one in front on the stream
  * has called launch_next() or ended; elsewhere than on sm_90 an ordinary launch. In a graph it is a
  * programmatic edge. Such a kernel
@@ -42,17 +50,30 @@
  *   before launch_wait(). */
 template <class... P, class... A>
 static void cuda_launch_early(struct kern_device *d, const char *name, void (*kernel)(P...),
-                              dim3 grid, unsigned threads, A... arguments) {
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+                              const struct cuda_shape &shape, A... arguments) {
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (d->launches_early) {
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (shape.cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {shape.cluster, 1, 1};
+    }
     cudaLaunchConfig_t config = {};
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
+    config.gridDim = shape.grid;
+    config.blockDim = dim3(shape.threads);
+    config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = d->stream;
-    config.attrs = &early;
-    config.numAttrs = d->launches_early ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = count;
     cuda_note(d, cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+template <class... P, class... A>
+static void cuda_launch_early(struct kern_device *d, const char *name, void (*kernel)(P...),
+                              dim3 grid, unsigned threads, A... arguments) {
+    cuda_launch_early(d, name, kernel, cuda_shape{grid, threads, 0, 1}, arguments...);
 }
 
 /* Until the kernels in front have ended and what they wrote can be read. */
@@ -156,25 +177,6 @@ static __device__ __forceinline__ float warp_sum(float v) {
         v += __shfl_xor_sync(0xffffffffu, v, offset);
     }
     return v;
-}
-
-/* Of all threads of the block; `room` is shared, one float a warp. Every thread gets the sum, added
- * in a fixed order. `room` may be used again behind another barrier. */
-template <int THREADS> static __device__ __forceinline__ float block_sum(float v, float *room) {
-    v = warp_sum(v);
-    if (THREADS == 32) {
-        return v;
-    }
-    if (threadIdx.x % 32 == 0) {
-        room[threadIdx.x / 32] = v;
-    }
-    __syncthreads();
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < THREADS / 32; i++) {
-        sum += room[i];
-    }
-    return sum;
 }
 
 /* ---- tensor cores ------------------------------------------------------------------------- */

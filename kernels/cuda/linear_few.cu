@@ -381,19 +381,9 @@ template <typename T, class S>
 static void few_launch(struct kern_device *d, const struct cuda_product *p) {
     const uint32_t tiles = (p->out + TILE - 1) / TILE;
     const uint32_t most = static_cast<uint32_t>(d->sm_count) / S::BLOCKS;
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[0].val.programmaticStreamSerializationAllowed = 1;
-    attributes[1].id = cudaLaunchAttributeClusterDimension;
-    attributes[1].val.clusterDim = {S::BLOCKS, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3((tiles < most ? tiles : most) * S::BLOCKS);
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = S::SHARED_BYTES;
-    config.stream = d->stream;
-    config.attrs = attributes;
-    config.numAttrs = S::BLOCKS > 1 ? 2 : 1;
-    cuda_note(d, cudaLaunchKernelEx(&config, few_kernel<T, S>, *p), "linear_few");
+    const dim3 grid((tiles < most ? tiles : most) * S::BLOCKS);
+    cuda_launch_early(d, "linear_few", few_kernel<T, S>,
+                      cuda_shape{grid, THREADS, S::SHARED_BYTES, S::BLOCKS}, *p);
 }
 
 extern "C" void cuda_linear_few(struct kern_device *d, const struct cuda_product *p) {

@@ -120,13 +120,13 @@ void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group gro
 void cuda_lora_qkv_rows(struct kern_device *d, uint32_t layer) {
     struct lora_call c = group_call(d, layer, CUDA_GROUP_QKV);
     c.y = d->qkv;
-    lora_qkv_launch(d, &c, cut_of(d));
+    lora_qkv_launch(d, &c);
 }
 
 void cuda_lora_act_rows(struct kern_device *d, uint32_t layer) {
     struct lora_call c = group_call(d, layer, CUDA_GROUP_GATE_UP);
     c.y = d->gate_up;
-    lora_act_launch(d, &c, cut_of(d));
+    lora_act_launch(d, &c);
 }
 
 void cuda_lora_norm_rows(struct kern_device *d, uint32_t layer, enum cuda_group group,

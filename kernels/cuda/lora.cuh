@@ -55,9 +55,9 @@ void lora_expand_launch(struct kern_device *d, const struct lora_call *c, uint32
 bool lora_norm_launch(struct kern_device *d, struct lora_call c, const float *w,
                       struct cuda_ahead ahead);
 /* The same of gate and up, c->y, and then act = silu(gate) · up; c->y stays. */
-void lora_act_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
+void lora_act_launch(struct kern_device *d, const struct lora_call *c);
 /* The same of q, k and v, c->y, and then what cuda_qkv_rows() does. */
-void lora_qkv_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
+void lora_qkv_launch(struct kern_device *d, const struct lora_call *c);
 
 /* ---- where things lie --------------------------------------------------------------------- */
 

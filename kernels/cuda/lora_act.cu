@@ -432,21 +432,11 @@ template <typename T> static void launch(struct kern_device *d, const struct lor
     cuda_note(d,
               cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
               "lora_act: shared memory");
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(min((uint32_t)d->sm_count, c->rows * steps));
-    config.blockDim = dim3(count * WARP);
-    config.dynamicSmemBytes = bytes;
-    config.stream = d->stream;
-    config.attrs = &early;
-    config.numAttrs = d->launches_early ? 1 : 0;
-    cuda_note(d, cudaLaunchKernelEx(&config, kernel, *c, static_cast<T *>(d->act)),
-              "lora_act_kernel");
+    const dim3 grid(min((uint32_t)d->sm_count, c->rows * steps));
+    cuda_launch_early(d, "lora_act_kernel", kernel, cuda_shape{grid, count * WARP, bytes, 1}, *c,
+                      static_cast<T *>(d->act));
 }
 
-void lora_act_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
-    (void)cut; /* a piece may have any rows up to 64 */
+void lora_act_launch(struct kern_device *d, const struct lora_call *c) {
     CUDA_WITH_ELEM(d, T, launch<T>(d, c));
 }

@@ -579,8 +579,7 @@ static void launch(struct kern_device *d, const struct lora_call *c) {
                       LORA_THREADS, *c, v);
 }
 
-void lora_qkv_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
-    (void)cut;
+void lora_qkv_launch(struct kern_device *d, const struct lora_call *c) {
     CUDA_WITH_ELEM(d, T, {
         switch (d->shape.head_dim) {
         case 32:

@@ -561,18 +561,9 @@ template <typename T> void launch(struct kern_device *d, const struct lora_call 
     struct params p;
     p.c = *c;
     p.x_bytes = cuda_round_up(min(cuda_lora_cut_rows(cut), c->rows), 8) * STRIP_ROW;
-    cudaLaunchAttribute early = {};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(min(c->rows * c->splits, (uint32_t)(d->sm_count * LORA_SHRINK_BLOCKS)));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = SHARED_BYTES;
-    config.stream = d->stream;
-    config.attrs = &early;
-    config.numAttrs = d->launches_early ? 1 : 0;
-    cuda_note(d, cudaLaunchKernelEx(&config, lora_shrink_hopper_kernel<T>, p),
-              "lora_shrink_hopper");
+    const dim3 grid(min(c->rows * c->splits, (uint32_t)(d->sm_count * LORA_SHRINK_BLOCKS)));
+    cuda_launch_early(d, "lora_shrink_hopper", lora_shrink_hopper_kernel<T>,
+                      cuda_shape{grid, THREADS, SHARED_BYTES, 1}, p);
 }
 
 template <typename T> enum err open(struct kern_device *d, struct err_text *why) {
