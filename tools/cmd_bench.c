@@ -8,11 +8,10 @@
 #include "tools/tool.h"
 
 static const char *const own_flags[] = {
-    "--case=",          "--shape=", "--jobs=",        "--input=",   "--output=",
-    "--adapter-count=", "--rank=",  "--order=",       "--targets=", "--popularity=",
-    "--seed=",          "--rows=",  "--step-tokens=", "--rate=",    "--room=",
-    "--pool-tokens=",   "--split=", "--arrival",      "--repeat=",  "--shared=",
-    "--json",           NULL};
+    "--case=",        "--shape=",  "--jobs=",     "--input=",       "--output=", "--adapter-count=",
+    "--rank=",        "--order=",  "--targets=",  "--popularity=",  "--seed=",   "--rows=",
+    "--step-tokens=", "--rate=",   "--room=",     "--pool-tokens=", "--split=",  "--arrival",
+    "--repeat=",      "--shared=", "--resident=", "--layers=",      "--json",    NULL};
 
 static const char help[] =
     "Runs jobs of random tokens through the engine (scheduler, pool and device, one step ahead;\n"
@@ -26,6 +25,8 @@ static const char help[] =
     "  --shape NAME|FILE   llama-3.1-8b, llama-2-7b, llama-2-13b, qwen2.5-7b, tiny, or a\n"
     "                      config.json; without it the case's, else llama-3.1-8b on a GPU and\n"
     "                      tiny on a CPU\n"
+    "  --layers N          a slice of the shape, its first N layers: adapters and steps shrink\n"
+    "                      alike, all but the head\n"
     "  --case NAMES        workloads by name, separated by commas: `--case help` lists them.\n"
     "                      What follows changes them\n"
     "  --jobs N            how many jobs [1000]\n"
@@ -42,6 +43,7 @@ static const char help[] =
     "order\n"
     "  --arrival           jobs in the order in which they came: scheduler.policy arrival\n"
     "  --room K            a pool with pages for K adapters, and for the rows\n"
+    "  --resident K        at most K adapters in pages at once, however many fit\n"
     "  --pool-tokens N     a pool as large as the KV of N tokens\n"
     "  --split P           P % of the pool for adapters alone, the rest for KV alone: pool.split\n"
     "  --rate R            R jobs a second, Poisson; without it all come at once\n"
@@ -63,7 +65,6 @@ enum {
     TOKENS_MAX = 1 << 20,
     CONFIG_BYTES_MAX = 4 << 20,
     STORE_PERCENT = 70,    /* of the machine's memory, at most, for adapters */
-    ROW_PAGES_SPARE = 2,   /* of --room's pool, for each row */
     RESIDENT_PERCENT = 80, /* of the pool, for what the warm-up leaves there */
 };
 
@@ -165,6 +166,8 @@ static enum err take_case(const struct tool *t, struct bench_case *c, struct err
     e = e == ERR_OK ? take_choices(t, c, why) : e;
     e = e == ERR_OK ? take_u32(t, "--shared", 1, INT32_MAX, &c->shared, why) : e;
     e = e == ERR_OK ? take_u32(t, "--room", 1, JOBS_MAX, &c->room, why) : e;
+    e = e == ERR_OK ? take_u32(t, "--resident", 1, JOBS_MAX, &c->resident, why) : e;
+    e = e == ERR_OK ? take_u32(t, "--layers", 1, 1024, &c->layers, why) : e;
     e = e == ERR_OK ? take_u32(t, "--pool-tokens", 1, INT32_MAX, &c->pool_tokens, why) : e;
     e = e == ERR_OK ? take_u32(t, "--split", 0, 99, &c->split, why) : e;
     e = e == ERR_OK ? take_u32(t, "--rows", 1, 65536, &c->rows, why) : e;
@@ -234,21 +237,38 @@ static enum err read_config(const char *path, char **text, size_t *bytes, struct
     return e;
 }
 
-static enum err open_model(const struct tool *t, const char *shape, struct model **model,
-                           struct err_text *why) {
+/* The model of a config.json, or a slice of it. */
+static enum err open_text(const char *name, const char *text, size_t bytes, uint32_t layers,
+                          struct model **model, struct err_text *why) {
+    char *slice = NULL;
+    if (layers == 0) {
+        return model_open_config(model, name, text, bytes, why);
+    }
+    enum err e = bench_shape_slice(text, bytes, layers, &slice);
+    if (e != ERR_OK) {
+        return err_set(why, e, "--layers: %.128s has no %u of them", name, layers);
+    }
+    e = model_open_config(model, name, slice, strlen(slice), why);
+    free(slice);
+    return e;
+}
+
+static enum err open_model(const struct tool *t, const char *shape, uint32_t layers,
+                           struct model **model, struct err_text *why) {
     if (shape == NULL) {
-        return model_open(model, t->config->model_dir, why);
+        return layers == 0 ? model_open(model, t->config->model_dir, why)
+                           : err_set(why, ERR_BAD_CONFIG, "--layers is of a shape, not of a model");
     }
     const char *known = bench_shape(shape);
     if (known != NULL) {
-        return model_open_config(model, shape, known, strlen(known), why);
+        return open_text(shape, known, strlen(known), layers, model, why);
     }
     char *text = NULL;
     size_t bytes = 0;
     enum err e = read_config(shape, &text, &bytes, why);
     if (e == ERR_OK) {
         const char *slash = strrchr(shape, '/');
-        e = model_open_config(model, slash != NULL ? slash + 1 : shape, text, bytes, why);
+        e = open_text(slash != NULL ? slash + 1 : shape, text, bytes, layers, model, why);
     }
     free(text);
     return e;
@@ -309,7 +329,7 @@ static void size_pool(const struct bench_case *c, uint32_t adapter_pages,
     }
     if (c->room > 0) {
         uint32_t rows = c->rows > 0 ? c->rows : plan->rows;
-        uint32_t row = pages_of(longest(c->input) + longest(c->output), plan) + ROW_PAGES_SPARE;
+        uint32_t row = pages_of(longest(c->input) + longest(c->output), plan);
         run->pages = c->room * adapter_pages + (rows < c->jobs ? rows : c->jobs) * row;
         *resident_max = c->room;
     } else if (adapter_pages > 0) {
@@ -317,6 +337,9 @@ static void size_pool(const struct bench_case *c, uint32_t adapter_pages,
         pages = pages * (c->split > 0 ? c->split : RESIDENT_PERCENT) / 100;
         *resident_max = (uint32_t)(pages / adapter_pages);
         *resident_max = *resident_max < ADAPTERS_MAX ? *resident_max : ADAPTERS_MAX;
+    }
+    if (c->resident > 0 && c->resident < *resident_max) {
+        *resident_max = c->resident;
     }
 }
 
@@ -398,6 +421,7 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
     struct worker_bench_run run = {.rows = c->rows,
                                    .step_tokens = c->step_tokens,
                                    .split = c->split,
+                                   .adapters = c->resident,
                                    .arrival = c->arrival,
                                    .prefixes = c->shared > 0};
     uint32_t resident_max = 0;
@@ -479,7 +503,7 @@ static enum err bench_open(struct bench *b, const struct bench_case *cases, uint
         o.step_tokens_max =
             cases[i].step_tokens > o.step_tokens_max ? cases[i].step_tokens : o.step_tokens_max;
     }
-    enum err e = open_model(b->t, b->shape, &b->model, why);
+    enum err e = open_model(b->t, b->shape, cases[0].layers, &b->model, why);
     if (e == ERR_OK) {
         o.model = b->model;
         e = worker_bench_open(&b->bench, &o, why);

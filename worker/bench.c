@@ -346,6 +346,9 @@ static enum err session_open(struct session *s, struct worker_bench *b,
     if (run->split > 0) {
         s->config.pool_split = run->split;
     }
+    if (run->adapters > 0 && run->adapters < s->config.pool_adapters) {
+        s->config.pool_adapters = run->adapters;
+    }
     if (run->arrival) {
         s->config.scheduler_policy = "arrival";
     }

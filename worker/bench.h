@@ -68,6 +68,8 @@ struct worker_bench_run {
     uint32_t rows, step_tokens, chunk_tokens; /* 0 = the device's own */
     uint32_t pages;                           /* of the pool; 0 = all */
     uint32_t split;                           /* pool.split; 0 = the configuration's */
+    uint32_t adapters;                        /* pool.adapters, if it is less than the
+                                                 configuration's; 0 = that */
     bool arrival;                             /* scheduler.policy: arrival */
     bool prefixes;
     struct adapters_maker maker; /* of the adapters that jobs name */

@@ -21,6 +21,10 @@ enum { BENCH_RANKS_MAX = 16, BENCH_NAME_BYTES = 64 };
 
 /* A config.json; NULL: no such name. */
 const char *bench_shape(const char *name);
+/* A config.json with the first `layers` of the model's; malloc'ed. ERR_BAD_CONFIG: it is no JSON
+ * object that says of more. */
+NODISCARD enum err bench_shape_slice(const char *config, size_t bytes, uint32_t layers,
+                                     char **slice);
 /* The names, separated by commas. */
 const char *bench_shape_names(void);
 
@@ -43,6 +47,7 @@ struct bench_length { /* low .. high - 1, alike; high 0: always low */
 struct bench_case {
     char name[BENCH_NAME_BYTES];
     const char *shape; /* the model that it is about; NULL: the one asked for */
+    uint32_t layers;   /* a slice of the model: its first so many; 0 = all */
     uint32_t jobs;
     struct bench_length input, output;
     uint32_t shared; /* tokens that prompts for one adapter begin with alike, found in its pages */
@@ -55,6 +60,7 @@ struct bench_case {
     bool idle;            /* the adapters are resident, but no job uses one */
     bool arrival;         /* jobs start in the order in which they came */
     uint32_t room;        /* pages for so many adapters, besides the rows' KV; 0 = the whole pool */
+    uint32_t resident;    /* so many adapters may be in pages at once; 0 = as many as fit */
     uint32_t pool_tokens; /* a pool as large as the KV of so many tokens; 0 = the whole */
     uint32_t split;       /* percentage of it that is for adapters alone; 0 = one for both */
     double rate;          /* jobs a second; 0 = all at once */

@@ -22,7 +22,7 @@
 enum { A10G_TOKENS = 14500 };
 
 /* `number`: the name goes on with ":N", which is the number of … */
-enum number { NOTHING, ADAPTERS, ROOM, ROWS };
+enum number { NOTHING, ADAPTERS, ROOM, SLOTS, ROWS };
 
 struct entry {
     struct bench_case base;
@@ -97,7 +97,22 @@ static const struct entry entries[] = {
     {{.name = "churn", .shape = LLAMA_3_8B, SHORT, RANK(16), .adapters = 8, .rows = 256},
      ROOM,
      2,
-     "A1 on 8 adapters in turn, room for N of them, 256 rows"},
+     "A1 on 8 adapters in turn, pages for N of them and for the KV of 256 rows"},
+    {{.name = "slots", .shape = LLAMA_3_8B, SHORT, RANK(16), .adapters = 8, .rows = 256},
+     SLOTS,
+     2,
+     "the same, and no more than N resident where rows leave room for others"},
+    {{.name = "serial",
+      .shape = LLAMA_3_8B,
+      .jobs = 125,
+      .input = {128, 0},
+      .output = {128, 0},
+      RANK(16),
+      .adapters = 1,
+      .rows = 256},
+     NOTHING,
+     0,
+     "the jobs of one of these adapters by themselves"},
     {{.name = "S1", .shape = LLAMA_2_7B, .jobs = 1000, SLORA, RANK(8)},
      ADAPTERS,
      200,
@@ -169,6 +184,9 @@ bool bench_case_find(const char *name, struct bench_case *c) {
             break;
         case ROOM:
             c->room = (uint32_t)number;
+            break;
+        case SLOTS:
+            c->room = c->resident = (uint32_t)number;
             break;
         case ROWS:
             c->jobs = c->rows = (uint32_t)number;

@@ -88,13 +88,14 @@ static json_t *case_json(const struct bench_case *c) {
         (void)json_array_append_new(ranks, json_integer(c->ranks[i]));
     }
     return json_pack(
-        "{sI, s[II], s[II], sI, so, ss, ss, sb, sb, sI, sI, sI, sI, sf, sI}", "jobs",
-        (json_int_t)c->jobs, "input", (json_int_t)c->input.low, (json_int_t)c->input.high, "output",
-        (json_int_t)c->output.low, (json_int_t)c->output.high, "adapters", (json_int_t)c->adapters,
-        "ranks", ranks, "order", bench_order_name(c->order), "targets", c->qkvo ? "qkvo" : "all",
-        "idle", (int)c->idle, "arrival", (int)c->arrival, "room", (json_int_t)c->room,
-        "pool_tokens", (json_int_t)c->pool_tokens, "split", (json_int_t)c->split, "shared",
-        (json_int_t)c->shared, "rate", c->rate, "seed", (json_int_t)c->seed);
+        "{sI, sI, s[II], s[II], sI, so, ss, ss, sb, sb, sI, sI, sI, sI, sI, sf, sI}", "layers",
+        (json_int_t)c->layers, "jobs", (json_int_t)c->jobs, "input", (json_int_t)c->input.low,
+        (json_int_t)c->input.high, "output", (json_int_t)c->output.low, (json_int_t)c->output.high,
+        "adapters", (json_int_t)c->adapters, "ranks", ranks, "order", bench_order_name(c->order),
+        "targets", c->qkvo ? "qkvo" : "all", "idle", (int)c->idle, "arrival", (int)c->arrival,
+        "room", (json_int_t)c->room, "resident", (json_int_t)c->resident, "pool_tokens",
+        (json_int_t)c->pool_tokens, "split", (json_int_t)c->split, "shared", (json_int_t)c->shared,
+        "rate", c->rate, "seed", (json_int_t)c->seed);
 }
 
 static json_t *device_json(const struct worker_bench_device *d) {

@@ -1,4 +1,5 @@
 /* Models by name, as their published config.json has them. */
+#include <jansson.h>
 #include <string.h>
 
 #include "tools/bench/bench.h"
@@ -44,6 +45,19 @@ const char *bench_shape(const char *name) {
         }
     }
     return NULL;
+}
+
+enum err bench_shape_slice(const char *config, size_t bytes, uint32_t layers, char **slice) {
+    json_t *root = json_loadb(config, bytes, 0, NULL);
+    json_int_t all = json_integer_value(json_object_get(root, "num_hidden_layers"));
+    enum err e = ERR_BAD_CONFIG;
+    if (layers <= all) {
+        (void)json_object_set_new(root, "num_hidden_layers", json_integer(layers));
+        *slice = json_dumps(root, JSON_COMPACT | JSON_REAL_PRECISION(17));
+        e = *slice != NULL ? ERR_OK : ERR_NO_MEMORY;
+    }
+    json_decref(root);
+    return e;
 }
 
 const char *bench_shape_names(void) {

@@ -159,6 +159,12 @@ def jobs_rate(result):
     return result["workload"]["jobs"] / result["seconds"]
 
 
+def extent(result):
+    """ "10,000 jobs, 8 layers": of what was run, where that is a slice of the model. """
+    layers = result["workload"].get("layers")
+    return f"{result['workload']['jobs']:,} jobs" + (f", {layers} layers" if layers else "")
+
+
 def slora_table(f):
     rows = []
     for case in ("S1", "S2", "S4", "S1rate"):
@@ -169,12 +175,13 @@ def slora_table(f):
             theirs = PEERS["slora"]["requests_s"].get(f"S1:{n}") if case == "S1rate" else None
             least = 1 - TARGETS["slora_drop"] if case == "S1" and n > min(counts) else None
             rows.append([
-                case, f"{n:,}", number(f.rate(key)), number(jobs_rate(r), 2), number(theirs, 2),
+                case, f"{n:,}", extent(r), number(f.rate(key)), number(jobs_rate(r), 2),
+                number(theirs, 2),
                 f.ratio(key, first), judged(f.share(key, first), least),
                 number(r["adapter_bytes_read"] / 1e9), number(r["loads"]),
                 number(r["preemptions"]), number(r["first_token_ms"]["p50"] / 1e3, 2),
             ])  # fmt: skip
-    heads = ["case", "adapters", "tokens/s", "jobs/s", "S-LoRA", "of the fewest",
+    heads = ["case", "adapters", "of", "tokens/s", "jobs/s", "S-LoRA", "of the fewest",
              "target", "GB of adapters read", "loads", "preemptions",
              "first token p50, s"]  # fmt: skip
     parts = table(heads, rows) if rows else []
@@ -191,15 +198,16 @@ def slora_table(f):
         if baseline in f and ours in f:
             least = TARGETS["backlog"].get(ours)
             share = f.share(ours, baseline)
-            lines.append([what, number(f.rate(baseline)), number(f.rate(ours)),
+            of = extent(f[ours])
+            lines.append([what, of, number(f.rate(baseline)), number(f.rate(ours)),
                           f.ratio(ours, baseline), judged(share, least)])  # fmt: skip
             read = f[baseline]["adapter_bytes_read"], f[ours]["adapter_bytes_read"]
             if ours in TARGETS["backlog"] and read[1] > 0:
-                lines.append([f"{ours} in GB of adapters read", number(read[0] / 1e9),
+                lines.append([f"{ours} in GB of adapters read", of, number(read[0] / 1e9),
                               number(read[1] / 1e9), number(read[0] / read[1], 2),
                               judged(read[0] / read[1], TARGETS["backlog"]["bytes"])])  # fmt: skip
     if lines:
-        heads = ["backlog against arrival, unified against split pool", "baseline", "Lorry",
+        heads = ["backlog against arrival, unified against split pool", "of", "baseline", "Lorry",
                  "ratio", "target"]  # fmt: skip
         parts += ["", *table(heads, lines)]
     return parts
@@ -231,10 +239,12 @@ def slora_plots(f):
 # ---- the others -----------------------------------------------------------------------------
 
 CHURN = {
-    "churn:8": ("room for all 8, in turn", None),
-    "churn:2": ("room for 2", "churn:8"),
-    "churn:8 sorted": ("room for all 8, one after the other", None),
-    "churn:1": ("room for 1", "churn:8 sorted"),
+    "churn:8": ("8, and the KV of all rows", None),
+    "churn:2": ("2, and the KV of all rows", "churn:8"),
+    "slots:2": ("the same, no more than 2 resident", "churn:8"),
+    "serial": ("8, one after the other", None),
+    "churn:1": ("1, and the KV of all rows", "serial"),
+    "slots:1": ("the same, no more than 1 resident", "serial"),
 }
 
 
@@ -248,8 +258,8 @@ def churn_table(f):
                 judged(share, TARGETS["churn"]), number(f[key]["loads"]),
                 number(f[key]["evictions"]), f"{100 * f[key]['idle']:.2f}%",
             ])  # fmt: skip
-    heads = ["8 adapters of rank 16, 256 rows", "Lorry", "of what has room", "target", "loads",
-             "evictions", "GPU idle"]  # fmt: skip
+    heads = ["8 adapters of rank 16, 256 rows: pages for", "Lorry", "of what has room", "target",
+             "loads", "evictions", "GPU idle"]  # fmt: skip
     return table(heads, rows)
 
 

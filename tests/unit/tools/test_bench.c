@@ -128,6 +128,15 @@ static void test_adapters(void **state) {
     assert_true(number(o, "pages_peak") <= number(json_object_get(o, "device"), "pages"));
     json_decref(o);
 
+    /* Pages for all, but no more than one resident: each change of adapter is a load. */
+    o = object_of(BENCH "--shape tiny.json --jobs 48 --input 10 --output 8 --rows 6 "
+                        "--adapter-count 8 --resident 1 --json",
+                  0);
+    check_sane(o);
+    assert_int_equal(number(o, "loads"), 7);
+    assert_int_equal(number(o, "evictions"), 7);
+    json_decref(o);
+
     o = object_of(BENCH "--shape tiny.json --jobs 48 --input 10 --output 8 --adapter-count 8 "
                         "--targets qkvo --order power:0.5 --json",
                   0);
@@ -160,6 +169,40 @@ static void test_pools(void **state) {
     }
     assert_true(loads[0] > 0 && loads[1] > 0); /* not all fit */
     assert_true(loads[2] > loads[1] && loads[3] > loads[0]);
+}
+
+/* A case named for churn has room for so many adapters and no more than its rows' KV beside. */
+static void test_churn(void **state) {
+    (void)state;
+    static const char command[] = BENCH "--case churn:8,churn:2,slots:2 --shape tiny --jobs 96 "
+                                        "--input 60 --output 60 --rows 24 --step-tokens 512 --json";
+    for (int i = 0; i < 3; i++) {
+        json_t *o = object_of(command, i);
+        check_sane(o);
+        const json_t *workload = json_object_get(o, "workload");
+        assert_int_equal(number(workload, "room"), i == 0 ? 8 : 2);
+        assert_int_equal(number(workload, "resident"), i == 2 ? 2 : 0);
+        assert_true(i == 0 ? number(o, "loads") == 0 : number(o, "loads") >= 6);
+        assert_true(i == 0 ? number(o, "evictions") == 0 : number(o, "evictions") > 0);
+        json_decref(o);
+    }
+}
+
+/* A slice: as many layers as asked for, and an adapter's bytes with them. */
+static void test_layers(void **state) {
+    (void)state;
+    json_int_t bytes[2];
+    for (int layers = 1; layers <= 2; layers++) {
+        char command[512];
+        (void)snprintf(command, sizeof command,
+                       BENCH "--shape tiny.json --layers %d --jobs 4 --input 9 --output 5 --json",
+                       layers);
+        json_t *o = object_of(command, 0);
+        assert_int_equal(number(json_object_get(o, "workload"), "layers"), layers);
+        bytes[layers - 1] = number(json_object_get(o, "device"), "page_bytes");
+        json_decref(o);
+    }
+    assert_int_equal(bytes[1], 2 * bytes[0]);
 }
 
 /* Several cases in one process, whose shape and sizes are overridden. */
@@ -205,6 +248,7 @@ static void test_refusals(void **state) {
         "--shape tiny.json --popularity some",
         "--shape tiny.json --targets some",
         "--shape tiny.json --room 1",
+        "--shape tiny.json --layers 3", /* it has two */
         "--shape tiny.json --rate 0",
         "--shape tiny.json --split 100",
         "--shape tiny.json --room 1 --pool-tokens 900 --adapter-count 4",
@@ -227,6 +271,7 @@ int main(void) {
         cmocka_unit_test(test_counts),   cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_adapters), cmocka_unit_test(test_cases),
         cmocka_unit_test(test_pools),    cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_churn),    cmocka_unit_test(test_layers),
         cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, enter, scratch_leave);
