@@ -3,7 +3,7 @@ MAKEFLAGS += --no-print-directory
 JOBS ?= $(shell nproc)
 PYTHON = $$(tools/setup --path python)
 
-EXPERIMENTS = base lora slora churn scale kernels peft
+EXPERIMENTS = base lora slora churn loads scale kernels peft
 EXPERIMENTS_PYTHON ?= python3
 
 .PHONY: help setup build demo bench test test-gpu sanitize-gpu bench-ops cuda cuda-all sim fuzz lint fmt docs clean \

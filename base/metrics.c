@@ -226,7 +226,7 @@ uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t 
 uint64_t metrics_value(const struct metrics *m, enum metric id) {
     CHECK(id < METRIC_COUNT);
     if (metric_table[id].label == LABEL_ADAPTER) {
-        check_metric(id, TYPE_COUNTER, LABEL_ADAPTER);
+        CHECK(metric_table[id].type == TYPE_COUNTER || metric_table[id].type == TYPE_TIME);
         uint32_t labels = atomic_load_explicit(&m->label_count, memory_order_acquire);
         uint64_t sum = 0;
         for (uint32_t i = 0; i < labels; i++) {

@@ -59,8 +59,8 @@ void metrics_shift_adapter(struct metrics *m, enum metric id, uint32_t adapter, 
 /* For families labelled by a fixed set (status of finals): index into METRICS_STATUS. */
 void metrics_add_status(struct metrics *m, enum metric id, uint32_t status, uint64_t value);
 
-/* What was counted so far, of a COUNTER (by adapter: of all together) and of one status; what a
- * gauge was set to. */
+/* What was counted so far, of a COUNTER or, in microseconds, a TIME (by adapter: of all together)
+ * and of one status; what a gauge was set to. */
 uint64_t metrics_value(const struct metrics *m, enum metric id);
 double metrics_gauge(const struct metrics *m, enum metric id);
 uint64_t metrics_status_value(const struct metrics *m, enum metric id, uint32_t status);

@@ -64,8 +64,9 @@ enum {
     ADAPTERS_MAX = 4096, /* resident at once */
     TOKENS_MAX = 1 << 20,
     CONFIG_BYTES_MAX = 4 << 20,
-    STORE_PERCENT = 70,    /* of the machine's memory, at most, for adapters */
-    RESIDENT_PERCENT = 80, /* of the pool, for what the warm-up leaves there */
+    STORE_PERCENT = 70,            /* of the machine's memory, at most, for adapters */
+    FIRST_STORE_BYTES = 512 << 20, /* holds fewer adapters than firstload has */
+    RESIDENT_PERCENT = 80,         /* of the pool, for what the warm-up leaves there */
 };
 
 /* ---- the command line --------------------------------------------------------------------- */
@@ -425,6 +426,9 @@ static enum err run_case(const struct bench *b, const struct bench_case *c, stru
                                    .arrival = c->arrival,
                                    .prefixes = c->shared > 0};
     uint32_t resident_max = 0;
+    if (c->first) {
+        return bench_first(b->bench, &adapters, c, stdout, tool_flag(b->t, "--json") != NULL, why);
+    }
     uint32_t adapter_pages = largest_adapter(c, &adapters);
     size_pool(c, adapter_pages, &device->plan, &run, &resident_max);
     enum err e = check_lengths(c, model, &run, &device->plan, adapter_pages, why);
@@ -475,7 +479,7 @@ static uint64_t store_bytes(const struct bench_case *cases, uint32_t count) {
     uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     uint32_t adapters = 0;
     for (uint32_t i = 0; i < count; i++) {
-        adapters += cases[i].adapters;
+        adapters += cases[i].first ? 0 : cases[i].adapters;
     }
     return adapters > 0 ? memory / 100 * STORE_PERCENT : 0;
 }
@@ -496,6 +500,9 @@ static enum err bench_open(struct bench *b, const struct bench_case *cases, uint
     b->config = *b->t->config;
     for (uint32_t i = 0; i < count; i++) {
         int64_t adapters = cases[i].adapters < ADAPTERS_MAX ? cases[i].adapters : ADAPTERS_MAX;
+        if (cases[i].first) { /* which must not find in it what it had before */
+            b->config.store_bytes = FIRST_STORE_BYTES;
+        }
         if (adapters > b->config.pool_adapters) {
             b->config.pool_adapters = adapters;
         }

@@ -156,6 +156,7 @@ struct session {
     int64_t begin_us;
     uint32_t steps_room;
     bool measured, no_memory;
+    bool files; /* adapters come from files */
     _Atomic uint32_t epoch;
     _Atomic uint64_t revocations;
 };
@@ -279,11 +280,16 @@ static void news(void *context, struct job *job, uint32_t what) {
     }
 }
 
-static void job_fill(struct job *job, const struct worker_bench_job *from, uint32_t index) {
+static void job_fill(const struct session *s, struct job *job, const struct worker_bench_job *from,
+                     uint32_t index) {
     job_reset(job, index);
     if (from->adapter != NULL) {
         (void)snprintf(job->adapter, sizeof job->adapter, "%s", from->adapter);
         job->stamp.bytes = 1; /* looked at, and never changed */
+    }
+    if (from->adapter != NULL && s->files &&
+        model_adapter_stat(s->config.adapters_dir, from->adapter, &job->stamp, NULL) != ERR_OK) {
+        job->stamp = (struct model_adapter_stamp){0}; /* the loaders will tell */
     }
     (void)snprintf(job->id, sizeof job->id, "%u", index);
     job->prompt = (uint32_t *)(uintptr_t)from->prompt; /* only read */
@@ -318,7 +324,7 @@ static enum err session_run(struct session *s, struct worker_bench_job *jobs, ui
     s->jobs = jobs;
     s->job_count = s->left = count;
     for (uint32_t i = 0; i < count; i++) {
-        job_fill(&s->table[i], &jobs[i], i);
+        job_fill(s, &s->table[i], &jobs[i], i);
     }
     bool timed = jobs[count - 1].at_us > 0;
     s->begin_us = clock_mono_us();
@@ -349,6 +355,9 @@ static enum err session_open(struct session *s, struct worker_bench *b,
     if (run->adapters > 0 && run->adapters < s->config.pool_adapters) {
         s->config.pool_adapters = run->adapters;
     }
+    s->files = run->maker.make == NULL;
+    s->config.adapters_dir = run->root != NULL ? run->root : s->config.adapters_dir;
+    s->config.state_dir = run->state_dir != NULL ? run->state_dir : s->config.state_dir;
     if (run->arrival) {
         s->config.scheduler_policy = "arrival";
     }
@@ -420,6 +429,8 @@ static void counts_take(const struct session *s, int64_t sign) {
     r->loads += factor * metrics_value(s->metrics, METRIC_ADAPTER_LOADS);
     r->evictions += factor * metrics_value(s->metrics, METRIC_ADAPTER_EVICTIONS);
     r->fetches += factor * metrics_value(s->metrics, METRIC_ADAPTER_FETCHES);
+    r->fetch_us += factor * metrics_value(s->metrics, METRIC_ADAPTER_FETCH_SECONDS);
+    r->load_us += factor * metrics_value(s->metrics, METRIC_ADAPTER_LOAD_SECONDS);
     r->found_tokens += factor * metrics_value(s->metrics, METRIC_TOKENS_CACHED);
     r->load_pages += factor * engine_pool_counts(s->engine).load_pages;
 }

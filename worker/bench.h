@@ -72,7 +72,9 @@ struct worker_bench_run {
                                                  configuration's; 0 = that */
     bool arrival;                             /* scheduler.policy: arrival */
     bool prefixes;
-    struct adapters_maker maker; /* of the adapters that jobs name */
+    struct adapters_maker maker; /* of the adapters that jobs name; empty: their files, */
+    const char *root;            /* in adapters.dir; NULL = the configuration's, */
+    const char *state_dir;       /* with their hashes kept in state.dir; NULL = likewise */
     /* An image that the caller holds, or NULL: beside decode steps it is loaded again and again
      * without a pause, into pages no two of which adjoin. `pages` leaves so many of the
      * device's for it: WORKER_BENCH_LOADS × its own. */
@@ -88,9 +90,10 @@ struct worker_bench_report {
     uint32_t step_count;
     uint32_t rows, pages; /* as they were in the end: of the run, of its pool */
     uint64_t preemptions, loads, load_pages, evictions, fetches;
-    uint64_t beside_bytes; /* that run.load's loads brought, */
-    double beside_s;       /* in this time */
-    uint64_t found_tokens; /* of prompts, in pages that hold them already */
+    uint64_t fetch_us, load_us; /* sums over fetches and loads, as the worker's metrics have them */
+    uint64_t beside_bytes;      /* that run.load's loads brought, */
+    double beside_s;            /* in this time */
+    uint64_t found_tokens;      /* of prompts, in pages that hold them already */
 };
 
 /* Errors  ERR_DEVICE, ERR_NO_MEMORY, ERR_BAD_CONFIG (a size that the device was not opened for). */

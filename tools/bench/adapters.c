@@ -16,7 +16,6 @@
 #include "tools/bench/bench.h"
 
 enum {
-    VALUES = 1 << 20,  /* elements of the block that images are cut from */
     MAKERS_MAX = 16,   /* threads */
     ALIGN_ELEMENTS = 8 /* where a cut may begin */
 };
@@ -82,7 +81,7 @@ static void fill_matrix(struct fill *f, uint64_t begin, uint32_t rank, uint32_t 
             uint32_t count = left < KERN_TILE_COLUMNS ? left : KERN_TILE_COLUMNS;
             uint64_t at = kern_tile_begin(f->page_elems, begin, rank, columns, block, tile);
             f->hash = hash_add(f->hash, at);
-            uint64_t cut = (f->hash >> 20) % (VALUES - KERN_TILE_ELEMENTS);
+            uint64_t cut = (f->hash >> 20) % (BENCH_VALUES - KERN_TILE_ELEMENTS);
             cut -= cut % ALIGN_ELEMENTS;
             const unsigned char *from = (const unsigned char *)f->a->values + cut * elem_bytes;
             unsigned char *to = f->list + at * elem_bytes;
@@ -119,14 +118,14 @@ static void fill_image(const struct bench_adapters *a, struct pool_image *image,
 /* ---- making ------------------------------------------------------------------------------- */
 
 enum err bench_adapters_open(struct bench_adapters *a) {
-    float *values = malloc(VALUES * sizeof *values);
-    a->values = malloc((size_t)VALUES * kern_dtype_bytes(a->elem));
+    float *values = malloc(BENCH_VALUES * sizeof *values);
+    a->values = malloc((size_t)BENCH_VALUES * kern_dtype_bytes(a->elem));
     if (values == NULL || a->values == NULL) {
         free(values);
         bench_adapters_close(a);
         return ERR_NO_MEMORY;
     }
-    for (uint32_t i = 0; i < VALUES; i += 4) {
+    for (uint32_t i = 0; i < BENCH_VALUES; i += 4) {
         uint32_t words[4];
         kern_random(a->seed, i, 0, words);
         for (uint32_t k = 0; k < 4; k++) { /* the sum of four bytes, of deviation 148 */
@@ -135,7 +134,7 @@ enum err bench_adapters_open(struct bench_adapters *a) {
             values[i + k] = (float)(sum - 510) * (0.02f / 148);
         }
     }
-    kern_convert(a->values, a->elem, values, KERN_F32, VALUES);
+    kern_convert(a->values, a->elem, values, KERN_F32, BENCH_VALUES);
     free(values);
     return ERR_OK;
 }

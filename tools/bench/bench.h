@@ -4,6 +4,7 @@
  *   cases.c     workloads by name
  *   jobs.c      a workload's jobs, from a seed
  *   adapters.c  its adapters, made straight into the host store
+ *   first.c     first loads: adapters that come from files
  *   figures.c   a run's figures: rates, times, shares of the device's peaks
  *   report.c    as text and as JSON */
 #ifndef LORRY_TOOLS_BENCH_BENCH_H
@@ -15,7 +16,11 @@
 
 #include "worker/bench.h"
 
-enum { BENCH_RANKS_MAX = 16, BENCH_NAME_BYTES = 64 };
+enum {
+    BENCH_RANKS_MAX = 16,
+    BENCH_NAME_BYTES = 64,
+    BENCH_VALUES = 1 << 20, /* random elements that adapters are cut from */
+};
 
 /* ---- shapes ------------------------------------------------------------------------------- */
 
@@ -56,6 +61,7 @@ struct bench_case {
     bool qkvo; /* adapters change q, k, v and o alone, not all seven */
     enum bench_order order;
     double alpha;
+    bool first;           /* first loads, from files: see first.c */
     bool beside;          /* the jobs run twice: then while adapters are loaded all the time */
     bool idle;            /* the adapters are resident, but no job uses one */
     bool arrival;         /* jobs start in the order in which they came */
@@ -102,7 +108,7 @@ struct bench_adapters { /* what makes a case's adapters; the context of an adapt
     enum kern_dtype elem;
     bool qkvo;
     uint64_t seed;
-    void *values; /* of the device's type, which all images are cut from; malloc'ed */
+    void *values; /* [BENCH_VALUES] of the device's type, which all are cut from; malloc'ed */
 };
 
 /* "r16-007s1": rank, number, and "a" for attention only. */
@@ -119,6 +125,14 @@ enum err bench_adapter_make(void *context, const char *id, struct pool_store *st
 /* Makes those that `jobs` name beforehand, on all cores. */
 NODISCARD enum err bench_adapters_warm(struct bench_adapters *a, const struct bench_jobs *jobs,
                                        struct pool_store *store, struct err_text *why);
+
+/* ---- first loads -------------------------------------------------------------------------- */
+
+/* Runs the case, whose `jobs` are the base's rows, and reports it. Makes some GB of files below
+ * $TMPDIR or /tmp and removes them. */
+NODISCARD enum err bench_first(struct worker_bench *bench, struct bench_adapters *a,
+                               const struct bench_case *c, FILE *out, bool json,
+                               struct err_text *why);
 
 /* ---- figures ------------------------------------------------------------------------------ */
 
@@ -144,6 +158,8 @@ struct bench_figures {
     struct bench_times first_token, job; /* of jobs, since they came */
 };
 
+/* Of `count` values in µs, which it sorts. */
+struct bench_times bench_times_of(double *values, uint32_t count);
 void bench_figures_make(struct bench_figures *f, const struct worker_bench_report *r,
                         const struct bench_jobs *jobs, const struct worker_bench_device *device,
                         const struct model_facts *model);

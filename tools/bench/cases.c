@@ -152,6 +152,17 @@ static const struct entry entries[] = {
      ROWS,
      256,
      "steps of N rows of one adapter, alone and while others are loaded without a pause"},
+    {{.name = "firstload",
+      .shape = LLAMA_3_8B,
+      .jobs = 248,
+      .input = {128, 0},
+      .output = {256, 0},
+      RANK(16),
+      .first = true,
+      .rows = 256},
+     ADAPTERS,
+     16,
+     "first loads of N adapters from files, alone and beside 248 rows of the base"},
 };
 
 enum { SKEW_FROM = 32 }; /* of B1 and B2: adapters in turn below, in random order from here on */

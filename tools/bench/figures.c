@@ -15,8 +15,7 @@ static int by_value(const void *a, const void *b) {
     return *x < *y ? -1 : *x > *y;
 }
 
-/* Of `count` values in µs, in ms; sorts them. */
-static struct bench_times times_of(double *values, uint32_t count) {
+struct bench_times bench_times_of(double *values, uint32_t count) {
     struct bench_times t = {.count = count};
     if (count == 0) {
         return t;
@@ -75,7 +74,7 @@ static void step_times(struct bench_figures *f, const struct worker_bench_report
                 values[count++] = (double)r->steps[i].span.busy_us;
             }
         }
-        *(mixed ? &f->mixed : &f->decode) = times_of(values, count);
+        *(mixed ? &f->mixed : &f->decode) = bench_times_of(values, count);
     }
 }
 
@@ -95,7 +94,7 @@ static void host_times(struct bench_figures *f, const struct worker_bench_report
             memcpy(&us, (const char *)&r->steps[i] + parts[p].offset, sizeof us);
             values[i] = us;
         }
-        *parts[p].to = times_of(values, r->step_count);
+        *parts[p].to = bench_times_of(values, r->step_count);
     }
     f->host_ms = f->plan.mean + f->build.mean + f->launch.mean + f->take.mean;
 }
@@ -107,11 +106,11 @@ static void job_times(struct bench_figures *f, const struct bench_jobs *jobs, do
             values[begun++] = (double)(jobs->jobs[i].first_us - jobs->jobs[i].at_us);
         }
     }
-    f->first_token = times_of(values, begun);
+    f->first_token = bench_times_of(values, begun);
     for (uint32_t i = 0; i < jobs->job_count; i++) {
         values[i] = (double)(jobs->jobs[i].end_us - jobs->jobs[i].at_us);
     }
-    f->job = times_of(values, jobs->job_count);
+    f->job = bench_times_of(values, jobs->job_count);
 }
 
 static void device_shares(struct bench_figures *f, const struct worker_bench_report *r,

@@ -101,6 +101,11 @@ SETS = {
         60,
         [cases("churn:8", "churn:2", "slots:2", "serial", "churn:1", "slots:1")],
     ),
+    "loads": Set(
+        "first loads of adapters from files in memory, and what they cost steps beside them",
+        60,
+        [cases("firstload")],
+    ),
     "scale": Set(
         "500 adapters of popularity 1/i, ranks by turns: A1's and A2's jobs",
         90,

@@ -209,7 +209,7 @@ def slora_table(f):
     if lines:
         heads = ["backlog against arrival, unified against split pool", "of", "baseline", "Lorry",
                  "ratio", "target"]  # fmt: skip
-        parts += ["", *table(heads, lines)]
+        parts += [*([""] if parts else []), *table(heads, lines)]
     return parts
 
 
@@ -268,6 +268,43 @@ def churn_plots(f):
     series = {"Lorry": [f.rate(key) for key in keys]}
     title = "Pools with room for some of 8 adapters"
     yield "churn", plots.bars(title, f.caption(), "output tokens/s", keys, series)
+
+
+def loads_table(f):
+    if "firstload" not in f:
+        return []
+    r = f["firstload"]
+    rows = []
+    for run, what in (("new", "files of unknown hash"), ("known", "hash known"),
+                      ("beside", f"hash known, beside {r['workload']['rows']} rows")):  # fmt: skip
+        t = r[run]
+        both = t["fetch_ms"] + t["load_ms"]
+        target = TARGETS["load_ms"] if run == "known" else None
+        verdict = UNUSED if target is None else f"≤ {target}: " + (
+            "met" if both <= target else "missed")  # fmt: skip
+        rows.append([what, number(t["fetch_ms"], 1), number(t["load_ms"], 1), number(both, 1),
+                     verdict, number(t["first_token_ms"], 1),
+                     number(t["resident_first_token_ms"] or None, 1)])  # fmt: skip
+    heads = ["", "files to host store, ms", "to pages, ms", "both", "target",
+             "request to first token, ms", "the same of a resident one"]  # fmt: skip
+    alone, beside = r["alone"], r["beside"]
+    slower = beside["step_ms"] / alone["step_ms"]
+    least = TARGETS["load_step"]
+    return [
+        f"{r['workload']['adapters']} adapters of {r['workload']['adapter_bytes'] / 1e6:.0f} MB,",
+        "files in the page cache, one every 0.1 s.",
+        "",
+        *table(heads, rows),
+        "",
+        f"Decode steps of {r['workload']['rows']} rows of the base, while they came: median",
+        f"{beside['step_ms']:.2f} ms, {slower:.3f} times as long as alone (target ≤ {least:g}:",
+        f"{'met' if slower <= least else 'missed'}); mean {beside['step_mean_ms']:.2f} ms,",
+        f"{beside['step_mean_ms'] / alone['step_mean_ms']:.3f} times.",
+    ]
+
+
+def loads_plots(_):
+    return ()
 
 
 SCALE = {  # case: whose jobs, ranks
@@ -438,6 +475,7 @@ MAKERS = {
     "lora": (lora_table, lora_plots),
     "slora": (slora_table, slora_plots),
     "churn": (churn_table, churn_plots),
+    "loads": (loads_table, loads_plots),
     "scale": (scale_table, scale_plots),
     "kernels": (kernels_table, kernels_plots),
     "peft": (peft_table, peft_plots),

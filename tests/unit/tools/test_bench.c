@@ -188,6 +188,24 @@ static void test_churn(void **state) {
     }
 }
 
+/* First loads come from files: all of unknown hash at first; what the store kept is not fetched. */
+static void test_firstload(void **state) {
+    (void)state;
+    json_t *o = object_of(BENCH "--case firstload:5 --shape tiny --jobs 3 --input 8 --output 9 "
+                                "--rows 8 --store.bytes 16M --json",
+                          0);
+    static const char *const runs[] = {"new", "known", "beside"};
+    for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        const json_t *run = json_object_get(o, runs[i]);
+        assert_int_equal(number(run, "fetches"), i == 0 ? 5 : 0);
+        assert_true(real(run, "first_token_ms") > 0);
+        assert_true((real(run, "fetch_ms") > 0) == (i == 0));
+    }
+    assert_true(real(json_object_get(o, "known"), "resident_first_token_ms") > 0);
+    assert_true(real(json_object_get(o, "alone"), "step_ms") > 0);
+    json_decref(o);
+}
+
 /* A slice: as many layers as asked for, and an adapter's bytes with them. */
 static void test_layers(void **state) {
     (void)state;
@@ -268,11 +286,11 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),   cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_adapters), cmocka_unit_test(test_cases),
-        cmocka_unit_test(test_pools),    cmocka_unit_test(test_rate),
-        cmocka_unit_test(test_churn),    cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_counts),    cmocka_unit_test(test_seeds),
+        cmocka_unit_test(test_adapters),  cmocka_unit_test(test_cases),
+        cmocka_unit_test(test_pools),     cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_churn),     cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_firstload), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, enter, scratch_leave);
 }
