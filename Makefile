@@ -55,7 +55,7 @@ test-gpu:
 sanitize-gpu:
 	@cmake --preset gpu >/dev/null
 	@cmake --build build/gpu -j $(JOBS) --target gpu_tests
-	@tools/gpu/sanitize
+	@tools/gpu/sanitize $(SANITIZE)
 
 # No setup either: with BENCH_PRESET=gpu it is built where `make test-gpu` is.
 BENCH_PRESET ?= release

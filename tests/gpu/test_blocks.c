@@ -170,9 +170,10 @@ static uint32_t sequences_max(void) {
     return quick() ? 70 : MOST;
 }
 
-/* Shapes that a quick run leaves out. */
+/* Shapes that a quick run leaves out. It keeps one for each way that prefill attention has, by
+ * mma.sync (a head_dim of 80) and by warpgroups (64, 128). */
 static bool left_out(uint32_t shape) {
-    return quick() && shape > 2;
+    return quick() && shape != 1 && shape != 2 && shape != 7;
 }
 
 static void open_with(struct pair *p, const struct shape_case *c, bool warm) {
@@ -287,7 +288,10 @@ static struct pair pair; /* some tens of MiB */
 
 static void test_ragged(void **state) {
     (void)state;
-    for (uint32_t i = 0; i < SHAPES && !left_out(i); i++) {
+    for (uint32_t i = 0; i < SHAPES; i++) {
+        if (left_out(i)) {
+            continue;
+        }
         open_with(&pair, &shapes[i], false);
         pair.guard = shapes[i].page_tokens < 128; /* a copy of a large pool takes its time */
         ragged(&pair);
@@ -298,7 +302,10 @@ static void test_ragged(void **state) {
 
 static void test_long_contexts(void **state) {
     (void)state;
-    for (uint32_t i = 0; i < SHAPES && !left_out(i); i++) {
+    for (uint32_t i = 0; i < SHAPES; i++) {
+        if (left_out(i)) {
+            continue;
+        }
         open_with(&pair, &shapes[i], false);
         long_contexts(&pair);
         pair_close(&pair);
