@@ -35,7 +35,6 @@ enum {
     CUDA_GRAPH_TOKENS = 1024,   /* a step of more tokens is launched eagerly */
     CUDA_MIXED_TOKENS = 512,    /* likewise one with prefill chunks */
     CUDA_NORM_VARIANTS = 3,     /* of a kernel in lora_norm.cu */
-    CUDA_NO_PAGE = UINT32_MAX,  /* in page tables: none was set */
     CUDA_FEW_ROWS = 16,         /* up to here linear_few.cu has a kernel */
     CUDA_AHEAD_ROWS = 64,       /* up to here linears wait for memory alone */
     CUDA_AHEAD_BYTES = 8 << 20, /* what memory brings in the time of a small kernel */
@@ -73,7 +72,7 @@ struct cuda_adapter {
 
 struct cuda_tables {
     struct cuda_slot *slots; /* [slots] */
-    uint32_t *slot_pages;    /* [slots][slot_pages], CUDA_NO_PAGE */
+    uint32_t *slot_pages;    /* [slots][slot_pages], set as far as the slot has tokens */
     struct cuda_adapter *adapters;
     struct kern_lora *lora;                             /* [adapters][kern_lora_count(layers)] */
     uint32_t *adapter_pages;                            /* [adapters][adapter_pages] */

@@ -138,10 +138,7 @@ static __device__ __forceinline__ void history_each(const struct sample_args &a,
     const uint32_t mask = (1u << a.page_shift) - 1;
 #pragma unroll 4
     for (uint32_t p = threadIdx.x; p < s.position; p += SAMPLE_THREADS) {
-        const uint32_t page = pages[p >> a.page_shift];
-        if (page != CUDA_NO_PAGE) { /* it is before the window */
-            take(p, history[((uint64_t)page << a.page_shift) + (p & mask)]);
-        }
+        take(p, history[((uint64_t)pages[p >> a.page_shift] << a.page_shift) + (p & mask)]);
     }
 }
 
