@@ -271,6 +271,11 @@ ADAPTERS = {
             layers_pattern="layers",
         ),
         "copies": lora(BF16, ["embed_tokens", "lm_head", "k_proj"], r=4, lora_alpha=8),
+        # the greatest ranks; what lies behind a block of 32 and behind one of 64 ranks
+        "r512": lora(
+            BF16, ["q_proj", "v_proj", "down_proj"], r=512, lora_alpha=64, use_rslora=True,
+            layers_to_transform=[1], rank_pattern={"q_proj": 100, "v_proj": 257},
+        ),
     },
     "tiny-qwen2": {
         "r1-k": lora(F32, ["k_proj"], r=1, lora_alpha=3),
