@@ -500,7 +500,8 @@ static enum err bench_open(struct bench *b, const struct bench_case *cases, uint
     b->config = *b->t->config;
     for (uint32_t i = 0; i < count; i++) {
         int64_t adapters = cases[i].adapters < ADAPTERS_MAX ? cases[i].adapters : ADAPTERS_MAX;
-        if (cases[i].first) { /* which must not find in it what it had before */
+        /* which must not find there what it had before */
+        if (cases[i].first && b->config.store_bytes > FIRST_STORE_BYTES) {
             b->config.store_bytes = FIRST_STORE_BYTES;
         }
         if (adapters > b->config.pool_adapters) {
