@@ -271,11 +271,6 @@ ADAPTERS = {
             layers_pattern="layers",
         ),
         "copies": lora(BF16, ["embed_tokens", "lm_head", "k_proj"], r=4, lora_alpha=8),
-        # the greatest ranks; what lies behind a block of 32 and behind one of 64 ranks
-        "r512": lora(
-            BF16, ["q_proj", "v_proj", "down_proj"], r=512, lora_alpha=64, use_rslora=True,
-            layers_to_transform=[1], rank_pattern={"q_proj": 100, "v_proj": 257},
-        ),
     },
     "tiny-qwen2": {
         "r1-k": lora(F32, ["k_proj"], r=1, lora_alpha=3),
@@ -294,6 +289,11 @@ ADAPTERS = {
         "r72-q": lora(F16, ["q_proj"], r=72, lora_alpha=72),
         "lora-bias-default": lora(
             F32, ["v_proj", "down_proj"], r=8, lora_alpha=4, lora_bias=True, use_rslora=True
+        ),
+        # the greatest ranks, which are no multiples of a block's 32
+        "r512": lora(
+            F16, ["q_proj", "v_proj", "down_proj"], r=512, lora_alpha=64, use_rslora=True,
+            rank_pattern={"q_proj": 100, "v_proj": 257},
         ),
     },
 }  # fmt: skip
