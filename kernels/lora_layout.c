@@ -82,6 +82,16 @@ uint32_t kern_rank_padded(uint32_t rank) {
     return (rank + KERN_RANK_MULTIPLE - 1) / KERN_RANK_MULTIPLE * KERN_RANK_MULTIPLE;
 }
 
+bool kern_lora_mergeable(const struct kern_lora *lora, uint32_t layers) {
+    uint32_t modules = layers * KERN_MODULES;
+    for (uint32_t i = 0; i < kern_lora_count(layers); i++) {
+        if (lora[i].bias != 0 || (i >= modules && lora[i].rank != 0)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* The place of tile `index` of a run of equal tiles that starts at or after `begin`. `index` may be
  * one past the last: then it is where the next tile of that size would lie. */
 static uint64_t run_place(uint64_t page_elems, uint64_t begin, uint32_t tile_elems,

@@ -2,6 +2,7 @@
  *
  *   device.c     open, pool, load, the table of operations
  *   weights.c    tensors of a checkpoint → f32 panels
+ *   merge.c      panels with an adapter's product added
  *   bench.c      weights from a seed, peaks
  *   step.c       a step's deltas, checks, tickets
  *   blocks.c     the blocks of the layer loop but attention
@@ -89,7 +90,8 @@ struct cpu_layer {
     struct cpu_matrix module[KERN_MODULES];
     struct cpu_vector bias[KERN_V + 1];
     struct cpu_vector input_norm, post_norm;
-    struct cpu_vector q_norm, k_norm; /* [head_dim] */
+    struct cpu_vector q_norm, k_norm;      /* [head_dim] */
+    struct cpu_matrix given[KERN_MODULES]; /* limits.merging: as the checkpoint has them */
 };
 
 /* ---- tables ------------------------------------------------------------------------------- */
@@ -166,12 +168,13 @@ struct kern_device {
     uint32_t positions; /* longest context that shape and slots allow */
     uint32_t score_row; /* most positions that a token attends to, padded */
 
-    struct cpu_memory weight_memory, head_memory, state_memory, pool_memory;
+    struct cpu_memory weight_memory, head_memory, given_memory, state_memory, pool_memory;
 
     struct cpu_matrix embed, lm_head; /* lm_head without panels: tied */
     struct cpu_vector final_norm;
     struct cpu_layer *layers;
-    uint8_t *given; /* kern_tensor_slot() */
+    uint8_t *given;              /* kern_tensor_slot() */
+    uint32_t merged, merge_next; /* adapters, or KERN_BASE: what modules hold; from a step on */
 
     float *planes; /* [layers][page_count][page_elems] */
     uint32_t page_count;
@@ -217,6 +220,18 @@ enum err cpu_weight(struct kern_device *d, const struct kern_weight *w, struct e
 NODISCARD enum err cpu_head_reserve(struct kern_device *d, struct err_text *why);
 /* Row `row` of W, written to `to` [in]. */
 void cpu_matrix_row(const struct cpu_matrix *m, uint32_t row, float *to);
+
+/* ---- merge.c ------------------------------------------------------------------------------ */
+
+#define CPU_MERGED_GONE (KERN_BASE - 1) /* as `merged`: an adapter that is no more */
+
+/* Takes the memory that merging needs; then, once all weights have come, copies the modules. */
+NODISCARD enum err cpu_merge_reserve(struct kern_device *d, struct err_text *why);
+void cpu_merge_keep(struct kern_device *d);
+void cpu_merge_release(struct kern_device *d);
+void cpu_merge(struct kern_device *d, uint32_t adapter);
+/* Does what was asked for: behind a step's deltas. */
+void cpu_merge_step(struct kern_device *d);
 
 /* ---- bench.c ------------------------------------------------------------------------------ */
 

@@ -118,6 +118,7 @@ static void device_close(struct kern_device *d) {
     }
     threads_close(d->threads);
     cpu_weights_release(d);
+    cpu_merge_release(d);
     cpu_memory_release(&d->pool_memory);
     cpu_memory_release(&d->state_memory);
     free(d);
@@ -173,6 +174,10 @@ static enum err device_open(struct kern_device **out, const struct kern_shape *s
     memcpy(d->rope_freq, shape->rope_freq, shape->head_dim / 2 * sizeof(float));
     d->shape.rope_freq = d->rope_freq;
     e = cpu_weights_reserve(d, why);
+    if (e != ERR_OK) {
+        goto out;
+    }
+    e = cpu_merge_reserve(d, why);
     if (e != ERR_OK) {
         goto out;
     }
@@ -238,6 +243,7 @@ static enum err device_pool(struct kern_device *d, uint32_t page_count, struct e
     }
     d->planes = d->pool_memory.base;
     d->page_count = page_count;
+    cpu_merge_keep(d);
     return ERR_OK;
 }
 
@@ -296,6 +302,7 @@ const struct kern_ops *kern_cpu(void) {
         .unpin = device_unpin,
         .load = device_load,
         .event_done = device_event_done,
+        .merge = cpu_merge,
         .step_begin = cpu_step_begin,
         .embed = cpu_embed,
         .qkv = cpu_qkv,

@@ -54,6 +54,9 @@ static void adapter_set(struct kern_device *d, const struct kern_adapter_set *se
     memcpy(adapter->pages, set->pages, set->page_count * sizeof set->pages[0]);
     adapter->page_count = set->page_count;
     adapter->outer_pages = set->outer_pages;
+    if (set->adapter == d->merged) {
+        d->merged = CPU_MERGED_GONE;
+    }
 }
 
 /* ---- the batch ---------------------------------------------------------------------------- */
@@ -145,6 +148,8 @@ enum err cpu_step_begin(struct kern_device *d, const struct kern_step *step) {
     for (uint32_t i = 0; i < step->adapter_set_count; i++) {
         adapter_set(d, &step->adapter_sets[i]);
     }
+    cpu_merge_step(d);
+    CHECK(d->merged == KERN_BASE || step->segment_count == 0);
     uint32_t tokens = 0;
     d->sample_count = 0;
     for (uint32_t i = 0; i < step->chunk_count; i++) {

@@ -118,6 +118,12 @@ bool cuda_block_has_room(const struct cuda_block *b, uint64_t bytes);
 void *cuda_block_device(const struct cuda_block *b, const void *host);
 void cuda_block_upload(struct kern_device *d, const struct cuda_block *b); /* on d->stream */
 
+/* ---- linears ------------------------------------------------------------------------------ */
+
+enum cuda_linear { CUDA_QKV, CUDA_O, CUDA_GATE_UP, CUDA_DOWN, CUDA_HEAD, CUDA_LINEARS };
+
+struct cuda_linears; /* linear.c */
+
 /* ---- weights ------------------------------------------------------------------------------ */
 
 struct cuda_layer {
@@ -125,16 +131,11 @@ struct cuda_layer {
     void *o;                       /* [hidden][q] */
     void *gate_up;                 /* [2 × intermediate][hidden]: gate, then up */
     void *down;                    /* [hidden][intermediate] */
+    void *given[CUDA_HEAD];        /* limits.merging: the same four as the checkpoint has them */
     float *input_norm, *post_norm; /* [hidden] */
     float *qkv_bias;               /* [q + 2 kv]; NULL: none */
     float *q_norm, *k_norm;        /* [head_dim]; NULL: none */
 };
-
-/* ---- linears ------------------------------------------------------------------------------ */
-
-enum cuda_linear { CUDA_QKV, CUDA_O, CUDA_GATE_UP, CUDA_DOWN, CUDA_HEAD, CUDA_LINEARS };
-
-struct cuda_linears; /* linear.c */
 
 /* ---- the device --------------------------------------------------------------------------- */
 
@@ -165,8 +166,9 @@ struct kern_device {
     struct cuda_layer *layers;  /* host array */
     void *embed, *head;         /* [vocab][hidden]; the same where tied */
     float *final_norm;
-    uint8_t *given;   /* which tensors came; weights.c */
-    float *rope_freq; /* device, [head_dim / 2] */
+    uint8_t *given;              /* which tensors came; weights.c */
+    uint32_t merged, merge_next; /* adapters, or KERN_BASE: what layers hold; from a step on */
+    float *rope_freq;            /* device, [head_dim / 2] */
 
     struct cuda_tables tables;
     void *planes;
@@ -246,6 +248,30 @@ void cuda_convert(struct kern_device *d, const void *from, enum kern_dtype dtype
 void cuda_fill_random(struct kern_device *d, void *to, uint64_t count, uint64_t seed,
                       uint32_t tensor);
 void cuda_fill_floats(struct kern_device *d, float *to, uint64_t count, float value);
+
+/* One of a layer's four, and its bytes. */
+void *cuda_layer_matrix(const struct cuda_layer *layer, enum cuda_linear which);
+uint64_t cuda_layer_matrix_bytes(const struct kern_device *d, enum cuda_linear which);
+
+/* ---- merge.c ------------------------------------------------------------------------------ */
+
+#define CUDA_MERGED_GONE (KERN_BASE - 1) /* as d->merged: an adapter that is no more */
+
+/* Takes the memory that merging needs; then, once all weights have come, copies the matrices. */
+enum err cuda_merge_open(struct kern_device *d, struct err_text *why);
+void cuda_merge_keep(struct kern_device *d);
+void cuda_merge(struct kern_device *d, uint32_t adapter);
+/* Does what was asked for: behind a step's deltas, in front of its metadata's upload, which starts
+ * when all in front of it has ended. */
+void cuda_merge_step(struct kern_device *d);
+
+/* ---- merge.cu ----------------------------------------------------------------------------- */
+
+/* What the runtime must be told once of the kernel. */
+enum err cuda_merge_kernel_open(struct kern_device *d, struct err_text *why);
+/* A layer's matrices = given + scale · B A of adapter d->merge_next. After layer 0's, the others'
+ * directly behind. */
+void cuda_merge_layer(struct kern_device *d, uint32_t layer);
 
 /* ---- step.c, deltas.cu -------------------------------------------------------------------- */
 

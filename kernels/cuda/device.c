@@ -192,6 +192,9 @@ static void sizes_set(struct kern_device *d) {
 static enum err parts_open(struct kern_device *d, struct err_text *why) {
     enum err e = cuda_weights_take(d, why);
     if (e == ERR_OK) {
+        e = cuda_merge_open(d, why);
+    }
+    if (e == ERR_OK) {
         e = tables_take(d, why);
     }
     if (e == ERR_OK) {
@@ -283,6 +286,7 @@ static enum err device_pool(struct kern_device *d, uint32_t page_count, struct e
         return e;
     }
     d->page_count = page_count;
+    cuda_merge_keep(d);
     CU_TRY(why, cudaStreamSynchronize(d->stream));
     return ERR_OK;
 }
@@ -340,10 +344,7 @@ static void linear(struct kern_device *d, uint32_t layer, enum cuda_linear which
                                              [CUDA_O] = CUDA_GROUP_O,
                                              [CUDA_GATE_UP] = CUDA_GROUP_GATE_UP,
                                              [CUDA_DOWN] = CUDA_GROUP_DOWN};
-    const struct cuda_layer *l = &d->layers[layer];
-    const void *w[] = {
-        [CUDA_QKV] = l->qkv, [CUDA_O] = l->o, [CUDA_GATE_UP] = l->gate_up, [CUDA_DOWN] = l->down};
-    cuda_linear(d, which, w[which], x, y);
+    cuda_linear(d, which, cuda_layer_matrix(&d->layers[layer], which), x, y);
     if (d->lora_rows) {
         cuda_lora_shrink(d, layer, groups[which], x);
     }
@@ -443,6 +444,7 @@ const struct kern_ops *kern_cuda(void) {
         .unpin = device_unpin,
         .load = cuda_load,
         .event_done = cuda_load_done,
+        .merge = cuda_merge,
         .step_begin = cuda_step_begin,
         .embed = device_embed,
         .qkv = device_qkv,

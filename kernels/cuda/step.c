@@ -31,7 +31,7 @@ struct cuda_steps {
     uint32_t result_count[CUDA_UNREAD_MAX];
     cudaEvent_t began[CUDA_TIMED_STEPS], ended[CUDA_TIMED_STEPS];
     struct host_slot *slots;        /* [slots] */
-    bool *adapters;                 /* [adapters]: were set */
+    bool *adapters, *mergeable;     /* [adapters]: were set; may be merged */
     uint64_t end_count, read_count; /* tickets */
 };
 
@@ -109,8 +109,9 @@ enum err cuda_steps_open(struct kern_device *d, struct err_text *why) {
     if (s != NULL) {
         s->slots = calloc(d->limits.slots, sizeof s->slots[0]);
         s->adapters = calloc(d->limits.adapters + 1, sizeof s->adapters[0]);
+        s->mergeable = calloc(d->limits.adapters + 1, sizeof s->mergeable[0]);
     }
-    if (s == NULL || s->slots == NULL || s->adapters == NULL) {
+    if (s == NULL || s->slots == NULL || s->adapters == NULL || s->mergeable == NULL) {
         return err_set(why, ERR_NO_MEMORY, "no memory for the device's steps");
     }
     enum err e = block_take(d, s->meta, meta_bytes(d), true, why);
@@ -147,6 +148,7 @@ void cuda_steps_close(struct kern_device *d) {
     }
     free(s->slots);
     free(s->adapters);
+    free(s->mergeable);
     free(s);
 }
 
@@ -216,7 +218,12 @@ static void take_pages(struct kern_device *d, const struct kern_step *step, stru
 
 static void take_adapter(struct kern_device *d, const struct kern_adapter_set *set,
                          struct cuda_block *b, struct cuda_adapter_delta *to) {
+    struct cuda_steps *s = d->steps;
     kern_adapter_check(&d->shape, &d->limits, d->page_count, set);
+    s->mergeable[set->adapter] = kern_lora_mergeable(set->lora, d->shape.layers);
+    if (d->merged == set->adapter) {
+        d->merged = CUDA_MERGED_GONE;
+    }
     struct kern_lora *lora = cuda_block_take(b, d->tables.lora_row * sizeof *lora);
     uint32_t *pages = cuda_block_take(b, set->page_count * sizeof *pages);
     memcpy(lora, set->lora, d->tables.lora_row * sizeof *lora);
@@ -226,7 +233,7 @@ static void take_adapter(struct kern_device *d, const struct kern_adapter_set *s
                                                 .outer_pages = set->outer_pages},
                                       .lora = cuda_block_device(b, lora),
                                       .pages = cuda_block_device(b, pages)};
-    d->steps->adapters[set->adapter] = true;
+    s->adapters[set->adapter] = true;
 }
 
 static void take_adapters(struct kern_device *d, const struct kern_step *step, struct cuda_block *b,
@@ -415,7 +422,9 @@ enum err cuda_step_begin(struct kern_device *d, const struct kern_step *step) {
     struct cuda_block *block = meta_fill(d, step, &meta);
     CHECK(meta->sample_count == samples);
     s->result_count[s->end_count % CUDA_UNREAD_MAX] = samples;
+    CHECK(d->merge_next == KERN_BASE || (step->segment_count == 0 && s->mergeable[d->merge_next]));
     cuda_note(d, cudaEventRecord(began, d->stream), "cudaEventRecord");
+    cuda_merge_step(d);
     cuda_block_upload(d, block);
     d->phase = CUDA_IN_STEP;
     graph_launch(d, CUDA_BODY); /* a tail's kernels, if launched one by one, come behind it */

@@ -18,17 +18,36 @@ struct cuda_staging {
     uint32_t next;
 };
 
+uint64_t cuda_layer_matrix_bytes(const struct kern_device *d, enum cuda_linear which) {
+    const uint64_t row = d->shape.hidden * sizeof(uint16_t); /* of W, or of its transpose */
+    const uint64_t rows[] = {[CUDA_QKV] = d->qkv_cols,
+                             [CUDA_O] = d->q_cols,
+                             [CUDA_GATE_UP] = 2 * (uint64_t)d->shape.intermediate,
+                             [CUDA_DOWN] = d->shape.intermediate};
+    CHECK(which < CUDA_HEAD);
+    return rows[which] * row;
+}
+
+void *cuda_layer_matrix(const struct cuda_layer *layer, enum cuda_linear which) {
+    void *const matrices[] = {[CUDA_QKV] = layer->qkv,
+                              [CUDA_O] = layer->o,
+                              [CUDA_GATE_UP] = layer->gate_up,
+                              [CUDA_DOWN] = layer->down};
+    CHECK(which < CUDA_HEAD);
+    return matrices[which];
+}
+
 static enum err layer_take(struct kern_device *d, struct cuda_layer *layer, struct err_text *why) {
     const struct kern_shape *s = &d->shape;
-    const uint64_t hidden = s->hidden, two = sizeof(uint16_t), four = sizeof(float);
+    const uint64_t hidden = s->hidden, four = sizeof(float);
     const struct {
         void **out;
         uint64_t bytes;
     } parts[] = {
-        {&layer->qkv, d->qkv_cols * hidden * two},
-        {&layer->o, d->q_cols * hidden * two},
-        {&layer->gate_up, 2 * hidden * s->intermediate * two},
-        {&layer->down, hidden * s->intermediate * two},
+        {&layer->qkv, cuda_layer_matrix_bytes(d, CUDA_QKV)},
+        {&layer->o, cuda_layer_matrix_bytes(d, CUDA_O)},
+        {&layer->gate_up, cuda_layer_matrix_bytes(d, CUDA_GATE_UP)},
+        {&layer->down, cuda_layer_matrix_bytes(d, CUDA_DOWN)},
         {(void **)&layer->input_norm, hidden * four},
         {(void **)&layer->post_norm, hidden * four},
         {(void **)&layer->qkv_bias, s->qkv_bias ? d->qkv_cols * four : 0},

@@ -39,6 +39,9 @@ void peek_cuda_rows(const struct kern_device *d, enum peek_rows which, uint32_t 
 void peek_cuda_kv(const struct kern_device *d, const struct peek_place *at, float *k, float *v);
 /* All pages of a layer as they lie there: [pages][page_elems] 16-bit elements. */
 void peek_cuda_plane(const struct kern_device *d, uint32_t layer, uint16_t *out);
+/* A layer's projection as the linears read it: [out][in] 16-bit elements. */
+void peek_cuda_matrix(const struct kern_device *d, uint32_t layer, enum kern_module module,
+                      uint16_t *out);
 /* The id of a token that the penalties look up. */
 uint32_t peek_cuda_history(const struct kern_device *d, uint32_t page, uint32_t offset);
 

@@ -79,6 +79,20 @@ void peek_cuda_plane(const struct kern_device *d, uint32_t layer, uint16_t *out)
            "a copy of a plane");
 }
 
+void peek_cuda_matrix(const struct kern_device *d, uint32_t layer, enum kern_module module,
+                      uint16_t *out) {
+    static const enum cuda_linear linears[KERN_MODULES] = {
+        CUDA_QKV, CUDA_QKV, CUDA_QKV, CUDA_O, CUDA_GATE_UP, CUDA_GATE_UP, CUDA_DOWN};
+    const uint16_t *from = cuda_layer_matrix(&d->layers[layer], linears[module]);
+    uint64_t in = kern_module_in(&d->shape, module), out_rows = kern_module_out(&d->shape, module);
+    for (enum kern_module m = KERN_Q; m < module; m++) { /* those in front in the same matrix */
+        from += linears[m] == linears[module] ? in * kern_module_out(&d->shape, m) : 0;
+    }
+    demand(cudaStreamSynchronize(d->stream), "the blocks so far");
+    demand(cudaMemcpy(out, from, in * out_rows * sizeof *out, cudaMemcpyDeviceToHost),
+           "a copy of a matrix");
+}
+
 uint32_t peek_cuda_history(const struct kern_device *d, uint32_t page, uint32_t offset) {
     uint32_t id = 0;
     demand(cudaStreamSynchronize(d->stream), "the blocks so far");

@@ -147,7 +147,9 @@ static void limits_set(struct rig *r, const struct rig_options *o) {
                                      .slot_pages = r->sequence_tokens / o->page_tokens,
                                      .adapter_pages = pages,
                                      .page_tokens = o->page_tokens,
-                                     .threads = o->threads};
+                                     .threads = o->threads,
+                                     .merging = o->merging};
+    r->merged = KERN_BASE;
 }
 
 void rig_open_with(struct rig *r, const struct kern_shape *shape, const struct rig_options *o) {
@@ -258,7 +260,7 @@ static uint64_t lora_make(struct rig *r, uint32_t adapter, uint32_t entry, uint3
     k->a = begin;
     k->b = kern_matrix_end(page_elems, k->a, k->rank, in);
     uint64_t end = kern_matrix_end(page_elems, k->b, k->rank, out);
-    if (adapter % 2 == 1 && !embed) {
+    if (adapter % 2 == 1 && !embed && !r->limits.merging) {
         t->bias = random_floats(r, out, 0, 1);
         k->bias = end;
         end = kern_bias_end(end, out);
@@ -280,6 +282,9 @@ static uint64_t adapter_make(struct rig *r, uint32_t adapter, const uint32_t ran
         largest = cursor > largest ? cursor : largest;
     }
     uint32_t entry = r->shape.layers * KERN_MODULES;
+    if (r->limits.merging) {
+        return largest;
+    }
     *outer = adapter % 3 == 1 ? lora_make(r, adapter, entry + KERN_OUTER_EMBED, 5, 0) : 0;
     if (adapter % 4 != 0) {
         *outer = lora_make(r, adapter, entry + KERN_OUTER_HEAD, 33 * (adapter % 4), *outer);
@@ -402,6 +407,11 @@ void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODU
     image_keep(r, adapter, image, elements);
     free(image);
     rig_event_wait(r, rig_adapter_load(r, adapter, r->images[adapter], r->adapter_pages[adapter]));
+}
+
+void rig_merge(struct rig *r, uint32_t adapter) {
+    r->ops->merge(r->device, adapter);
+    r->merged = adapter;
 }
 
 /* ---- sequences ---------------------------------------------------------------------------- */

@@ -34,6 +34,7 @@ struct rig_options {
     uint32_t page_tokens, threads;
     bool tied;            /* no head of its own */
     bool warm;            /* the device is shown its buckets */
+    bool merging;         /* limits.merging, and all adapters can be merged */
     uint32_t head_period; /* rows of the head repeat after so many; 0 = they do not */
     uint32_t sequences, sequence_tokens, step_tokens, pages; /* 0 = RIG_… */
 };
@@ -55,6 +56,7 @@ struct rig {
     bool adapter_pending[RIG_ADAPTERS]; /* its delta has yet to go with a step */
     void *images[RIG_ADAPTERS];         /* as loaded: pinned, in the device's elements */
     uint64_t image_bytes[RIG_ADAPTERS];
+    uint32_t merged; /* KERN_BASE: none */
 
     uint32_t free_pages[RIG_PAGES], free_count; /* shuffled */
     struct rig_sequence sequences[RIG_SEQUENCES_MAX];
@@ -76,6 +78,9 @@ void rig_close(struct rig *r);
  * the first the head. */
 void rig_adapter(struct rig *r, uint32_t adapter, const uint32_t ranks[KERN_MODULES],
                  uint32_t layer_mask);
+
+/* From the next step on, whose parts must all be of this adapter unless it is KERN_BASE. */
+void rig_merge(struct rig *r, uint32_t adapter);
 
 /* Puts an image of the adapter's size, in pinned memory, into pages; returns the event. */
 uint64_t rig_adapter_load(struct rig *r, uint32_t adapter, const void *image,

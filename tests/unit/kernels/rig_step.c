@@ -30,7 +30,8 @@ static void part_deltas(struct rig *r, struct rig_batch *b, const struct rig_par
 
 static void part_segment(const struct rig *r, struct rig_batch *b, const struct rig_part *part) {
     uint32_t adapter = r->sequences[part->sequence].adapter;
-    if (adapter == KERN_BASE) {
+    assert_true(r->merged == KERN_BASE || r->merged == adapter);
+    if (adapter == KERN_BASE || adapter == r->merged) {
         return;
     }
     struct kern_segment *last = &b->segments[b->step.segment_count];

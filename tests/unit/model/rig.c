@@ -27,7 +27,9 @@ static uint32_t row_pages(const struct rig *r) {
 void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
               const struct rig_limits *limits) {
     struct err_text why = {0};
-    *r = (struct rig){.ops = limits->ops == NULL ? kern_cpu() : limits->ops, .limits = *limits};
+    *r = (struct rig){.ops = limits->ops == NULL ? kern_cpu() : limits->ops,
+                      .limits = *limits,
+                      .merged = KERN_BASE};
     demand(model_open(&r->model, model_dir, &why), &why);
     struct kern_limits device = {.slots = limits->rows,
                                  .adapters = limits->adapters,
@@ -36,7 +38,8 @@ void rig_open(struct rig *r, const char *model_dir, const char *adapters_root,
                                  .slot_pages = row_pages(r),
                                  .adapter_pages = limits->adapter_pages,
                                  .page_tokens = PAGE_TOKENS,
-                                 .threads = 2};
+                                 .threads = 2,
+                                 .merging = limits->merging};
     demand(r->ops->open(&r->device, &model_facts(r->model)->shape, &device, &why), &why);
     demand(model_weights(r->model, r->ops, r->device, NULL, NULL, &why), &why);
     demand(model_warm(model_facts(r->model), r->ops, r->device), &why);
@@ -106,6 +109,16 @@ void rig_evict(struct rig *r, uint32_t adapter) {
     pool_steps_ended(r->pool, r->ticket);
 }
 
+bool rig_mergeable(const struct rig *r, uint32_t adapter) {
+    return adapter != KERN_BASE && kern_lora_mergeable(pool_adapter_set(r->pool, adapter).lora,
+                                                       model_facts(r->model)->shape.layers);
+}
+
+void rig_merge(struct rig *r, uint32_t adapter) {
+    r->ops->merge(r->device, adapter);
+    r->merged = adapter;
+}
+
 /* ---- one step ----------------------------------------------------------------------------- */
 
 struct row_state {
@@ -167,8 +180,8 @@ static void open_slot(struct rig *r, struct batch *b, struct row_state *s, uint3
 }
 
 /* Appends a row's part of the step. */
-static void add_row(struct batch *b, const struct rig_row *row, struct row_state *s,
-                    uint32_t slot) {
+static void add_row(const struct rig *r, struct batch *b, const struct rig_row *row,
+                    struct row_state *s, uint32_t slot) {
     uint32_t begin = b->step.token_count;
     uint32_t count = 1;
     bool sample = true;
@@ -190,7 +203,7 @@ static void add_row(struct batch *b, const struct rig_row *row, struct row_state
         b->sampled_rows[b->sample_count++] = slot;
     }
     s->done += count;
-    if (row->adapter == KERN_BASE) {
+    if (row->adapter == KERN_BASE || row->adapter == r->merged) {
         return;
     }
     uint32_t segments = b->step.segment_count;
@@ -270,7 +283,7 @@ void rig_run(struct rig *r, struct rig_row *rows, uint32_t count) {
                 s->pages = pages + (size_t)i * row_pages(r);
                 open_slot(r, &b, s, i);
             }
-            add_row(&b, &rows[i], s, i);
+            add_row(r, &b, &rows[i], s, i);
         }
         if (b.step.token_count > 0) {
             run_step(r, &b, rows, states);

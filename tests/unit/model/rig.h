@@ -20,6 +20,7 @@ struct rig_limits {
     uint32_t adapters;
     uint32_t adapter_pages;
     uint64_t store_bytes;
+    bool merging; /* rig_merge() works */
 };
 
 struct rig {
@@ -31,6 +32,7 @@ struct rig {
     struct rig_limits limits;
     struct model_adapter_options options;
     uint64_t ticket;
+    uint32_t merged; /* KERN_BASE: none */
 };
 
 /* Fails the test on any error. */
@@ -44,6 +46,10 @@ void rig_scatter(struct rig *r, uint64_t seed);
 /* Loads an adapter into the store and into pages; its index, KERN_BASE for NULL. */
 uint32_t rig_adapter(struct rig *r, const char *id);
 void rig_evict(struct rig *r, uint32_t adapter);
+/* Whether all of it can be put into the weights. */
+bool rig_mergeable(const struct rig *r, uint32_t adapter);
+/* From the next step on, whose rows must all be of this adapter unless it is KERN_BASE. */
+void rig_merge(struct rig *r, uint32_t adapter);
 
 /* A sequence. Rows that share an adapter stand side by side. */
 struct rig_row {

@@ -1,6 +1,6 @@
 /* Invariant 4: an adapter's output equals PEFT's. Each tiny model, alone and with each adapter of
- * every supported kind, against the logits and greedy tokens of transformers and peft in float32
- * (tests/golden/generate.py). */
+ * every supported kind, beside the weights and merged into them, against the logits and greedy
+ * tokens of transformers and peft in float32 (tests/golden/generate.py). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -76,6 +76,17 @@ static const struct tiny {
     {"tiny-nemo", 3},   {"tiny-qwen25", 6}, {"tiny-qwen3", 6},   {"tiny-qwen3-untied", 4},
 };
 
+/* The largest difference of all prompts of a case. */
+static float run_prompts(struct rig *r, uint32_t adapter, const json_t *prompts) {
+    float worst = 0;
+    size_t k = 0;
+    const json_t *prompt = NULL;
+    json_array_foreach(prompts, k, prompt) {
+        worst = fmaxf(worst, run_prompt(r, adapter, prompt));
+    }
+    return worst;
+}
+
 static void run_model(const struct tiny *tiny) {
     struct rig r;
     char folder[256];
@@ -90,7 +101,8 @@ static void run_model(const struct tiny *tiny) {
                                       .step_tokens = 64,
                                       .adapters = 1,
                                       .adapter_pages = 256,
-                                      .store_bytes = 64 << 20};
+                                      .store_bytes = 64 << 20,
+                                      .merging = true};
     rig_open(&r, model_dir, adapters, &limits);
     json_t *golden = json_read(folder, "golden.json");
     const json_t *cases = json_object_get(golden, "cases");
@@ -101,14 +113,16 @@ static void run_model(const struct tiny *tiny) {
         const char *id = json_string_value(json_object_get(one, "adapter")); /* NULL: the base */
         rig_scatter(&r, i);
         uint32_t adapter = rig_adapter(&r, id);
-        float worst = 0;
-        size_t k = 0;
-        const json_t *prompt = NULL;
-        json_array_foreach(json_object_get(one, "prompts"), k, prompt) {
-            worst = fmaxf(worst, run_prompt(&r, adapter, prompt));
+        const json_t *prompts = json_object_get(one, "prompts");
+        print_message("%s: %zu prompts, largest difference %.1e of the largest logit",
+                      id == NULL ? "base" : id, json_array_size(prompts),
+                      (double)run_prompts(&r, adapter, prompts));
+        if (rig_mergeable(&r, adapter)) {
+            rig_merge(&r, adapter);
+            print_message(", merged %.1e", (double)run_prompts(&r, adapter, prompts));
+            rig_merge(&r, KERN_BASE);
         }
-        print_message("%s: %zu prompts, largest difference %.1e of the largest logit\n",
-                      id == NULL ? "base" : id, k, (double)worst);
+        print_message("\n");
         if (id != NULL) {
             rig_evict(&r, adapter);
         }
