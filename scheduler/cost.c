@@ -70,6 +70,10 @@ double sched_step_us(const struct sched *s, uint32_t tokens, uint32_t adapter_pa
     return dot(s->cost.us, x);
 }
 
+double sched_scaled_us(const struct sched *s, double prior_us) {
+    return prior_us * s->cost.ratio / s->cost.weight;
+}
+
 /* Solves m d = b for a symmetric positive definite m, which it overwrites: Cholesky. */
 static void solve(double m[PARTS][PARTS], const double b[PARTS], double d[PARTS]) {
     for (uint32_t i = 0; i < PARTS; i++) {

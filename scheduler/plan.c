@@ -286,6 +286,7 @@ void sched_plan(struct sched *s, const struct sched_snapshot *snapshot, struct s
         .work = s->work,
         .work_count = s->work_count,
         .tokens = s->options.step_tokens - t.tokens_left,
+        .merged = sched_merge(s, &t),
         .next_event_ms =
             s->deadlines.count > 0 ? s->jobs[s->deadlines.items[0]].deadline_ms : INT64_MAX,
     };

@@ -73,6 +73,7 @@ bool sched_evict_one(struct sched *s, struct sched_turn *t, const struct sched_c
     }
     s->queues[victim].evict_mark = s->plans;
     s->evicts.items[s->evicts.count++] = victim;
+    sched_merge_forget(s, victim);
     *(sched_split(s) ? &t->adapter_coming : &t->pages_coming) +=
         t->snapshot->adapters[victim].pages;
     return true;

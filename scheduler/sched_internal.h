@@ -97,7 +97,10 @@ struct sched {
     uint32_t turn_queue, turn_left; /* the aged adapter whose turn it is, and jobs still to start */
     uint32_t fetch_limit;           /* 1 .. SCHED_FETCH_AHEAD: what the host store bore lately */
     uint64_t cost_known;            /* sum of cost_steps of jobs that wait or run */
-    uint64_t admitted, preempted, expired;
+    uint64_t admitted, preempted, expired, merges;
+    uint32_t merged; /* queue whose weights the last step ran with; NONE: they are gone */
+    uint32_t alone;  /* queue that had the last steps to itself, or NONE, */
+    double alone_us; /* and what LoRA cost these */
     struct sched_cost cost;
     struct sched_ranking ready, stored, away;
 
@@ -249,8 +252,13 @@ bool sched_evict_one(struct sched *s, struct sched_turn *t, const struct sched_c
 /* choose.c: admissions, loads and fetches. */
 void sched_choose(struct sched *s, struct sched_turn *t);
 
-/* cost.c: predicted time of a step. */
+/* merge.c: the adapter whose weights the plan's step runs with, or SCHED_BASE. After sorting. */
+uint32_t sched_merge(struct sched *s, const struct sched_turn *t);
+void sched_merge_forget(struct sched *s, uint32_t queue); /* it is evicted */
+
+/* cost.c: predicted time of a step, and a prior of another time by as much as these were off. */
 void sched_cost_open(struct sched *s);
 double sched_step_us(const struct sched *s, uint32_t tokens, uint32_t adapter_pages);
+double sched_scaled_us(const struct sched *s, double prior_us);
 
 #endif

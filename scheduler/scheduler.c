@@ -57,6 +57,8 @@ enum err sched_open(struct sched **out, const struct sched_options *options) {
         q->waiting_at = q->resident_at = SCHED_NONE;
     }
     s->run_first = s->run_last = SCHED_NONE;
+    s->merged = options->adapters_max;
+    s->alone = SCHED_NONE;
     s->fetch_limit = SCHED_FETCH_AHEAD;
     s->ready.most = s->stored.most = SCHED_RANKED_MAX;
     s->away.most = SCHED_FETCH_AHEAD;
@@ -213,5 +215,6 @@ struct sched_counts sched_counts(const struct sched *s) {
                                  .plans = s->plans,
                                  .admitted = s->admitted,
                                  .preempted = s->preempted,
-                                 .expired = s->expired};
+                                 .expired = s->expired,
+                                 .merges = s->merges};
 }

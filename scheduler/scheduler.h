@@ -49,6 +49,10 @@ struct sched_options {
     double step_us_fixed;  /* cost model's prior: time of an empty step, */
     double step_us_row;    /* of each token in it, */
     double load_us_page;   /* and of reading one adapter page in a step. Their proportions matter */
+    bool merging;          /* steps may run merged; and then, likewise priors, */
+    double merge_us;       /* of making the weights an adapter's, or the base's again, */
+    double lora_share; /* and what LoRA costs a step of one adapter besides its pages, as a share
+                          of the step */
 };
 
 NODISCARD enum err sched_open(struct sched **out, const struct sched_options *options);
@@ -90,6 +94,7 @@ struct sched_adapter {
     enum sched_adapter_state state;
     uint32_t pages; /* it takes when resident; 0 while not known */
     uint32_t users; /* running sequences: an adapter with any is not evicted */
+    bool mergeable; /* into the weights; read only where it is resident */
 };
 
 /* What the pool still has of a job's tokens, computed for others or for the job itself before it
@@ -156,6 +161,8 @@ struct sched_plan {
     const struct sched_work *work;
     uint32_t work_count;
     uint32_t tokens;       /* of all work */
+    uint32_t merged;       /* the adapter that all work is of and whose weights the step runs with;
+                              SCHED_BASE: the base's */
     int64_t next_event_ms; /* with no work: nothing changes by time alone before this; INT64_MAX */
 };
 
@@ -169,6 +176,7 @@ void sched_learn(struct sched *s, uint32_t tokens, uint32_t adapter_pages, doubl
 struct sched_counts {
     uint32_t waiting, running, adapters_waiting;
     uint64_t plans, admitted, preempted, expired;
+    uint64_t merges; /* times that an adapter's weights were asked for */
 };
 struct sched_counts sched_counts(const struct sched *s);
 

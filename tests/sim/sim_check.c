@@ -211,6 +211,21 @@ static void check_work(struct sim_world *w, const struct sched_plan *plan, struc
     require(starts <= slots, "beyond the slots", starts);
 }
 
+/* A merged step is all the adapter's own, and it is there. */
+static void check_merged(const struct sim_world *w, const struct sched_plan *plan) {
+    uint32_t a = plan->merged;
+    if (a == SCHED_BASE) {
+        return;
+    }
+    require(w->knobs.options.merging && plan->work_count > 0, "merges unasked", a);
+    require(a < w->knobs.options.adapters_max && w->view[a].state == SCHED_RESIDENT &&
+                w->view[a].mergeable,
+            "merges what cannot be", a);
+    for (uint32_t i = 0; i < plan->work_count; i++) {
+        require(plan->work[i].adapter == a, "a row of another's weights", plan->work[i].job);
+    }
+}
+
 static void mix(struct sim_world *w, uint64_t value) {
     w->digest = (w->digest ^ value) * 1099511628211ULL;
 }
@@ -290,6 +305,7 @@ void sim_check(struct sim_world *w, const struct sched_plan *plan) {
     check_preempts(w, plan, &seen);
     uint32_t load_pages = check_adapters(w, plan, &seen);
     check_work(w, plan, &seen, load_pages);
+    check_merged(w, plan);
     check_waits(w, plan, &seen);
     if (w->knobs.options.policy == SCHED_ARRIVAL) {
         check_order(w, plan, &seen);

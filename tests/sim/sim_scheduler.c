@@ -1,5 +1,6 @@
 /* sim_scheduler - drives the scheduler through made-up workers, each from a seed: every plan is
- * legal, every job ends, none waits beyond its bound, and a seed always gives the same plans.
+ * legal, every job ends, none waits beyond its bound, and a seed always gives the same plans, may
+ * steps run merged or not.
  *
  *   sim_scheduler --seeds N [--from S]    seeds S .. S+N-1 (1 and 200)
  *   sim_scheduler --seed N                one, with what came of it */
@@ -12,9 +13,9 @@
 
 enum { TICKS_MAX = 2000000, TICKS_IDLE_MAX = 20000 };
 
-static void run(struct sim_world *w, uint64_t seed) {
+static void run(struct sim_world *w, uint64_t seed, bool merging) {
     sim_fail_context(seed, w);
-    sim_open(w, seed);
+    sim_open(w, seed, merging);
     uint32_t busy_tick = 0; /* the last one that launched a step or saw a job go */
     while (w->sent < w->knobs.jobs || w->held > 0) {
         uint32_t held = w->held;
@@ -49,11 +50,11 @@ static void report(uint64_t seed, const struct sim_world *w) {
                  k->options.pages, k->options.slot_pages, k->options.wait_steps, k->adapter_slots,
                  k->store_images);
     (void)printf(
-        "  ticks=%u steps=%" PRIu64 " rows/step=%.1f tokens=%" PRIu64 " loads=%" PRIu64
-        " preempted=%" PRIu64 " found=%" PRIu64 "\n  finished=%" PRIu64 " expired=%" PRIu64
-        " no_room=%" PRIu64 " cancelled=%" PRIu64 " refused=%" PRIu64 "\n  longest wait=%" PRIu64
-        " steps, at most %.3f%% of its bound, digest=%016" PRIx64 "\n",
-        w->tick, w->step_total,
+        "  ticks=%u steps=%" PRIu64 " merged=%" PRIu64 " rows/step=%.1f tokens=%" PRIu64
+        " loads=%" PRIu64 " preempted=%" PRIu64 " found=%" PRIu64 "\n  finished=%" PRIu64
+        " expired=%" PRIu64 " no_room=%" PRIu64 " cancelled=%" PRIu64 " refused=%" PRIu64
+        "\n  longest wait=%" PRIu64 " steps, at most %.3f%% of its bound, digest=%016" PRIx64 "\n",
+        w->tick, w->step_total, w->merged_total,
         w->step_total > 0 ? (double)w->row_total / (double)w->step_total : 0, w->token_total,
         w->loads, w->preempts, w->found_total, w->finished, w->aborts_expired, w->aborts_no_room,
         w->cancels, w->refused, w->waited_max, 100 * w->bound_share_max, w->digest);
@@ -88,7 +89,8 @@ int main(int argc, char **argv) {
     }
     struct sim_world sum = {0};
     for (uint64_t seed = from; seed < from + count; seed++) {
-        run(&w, seed);
+        bool merging = seed % 3 != 0;
+        run(&w, seed, merging);
         uint64_t digest = w.digest;
         if (one) {
             report(seed, &w);
@@ -99,16 +101,21 @@ int main(int argc, char **argv) {
         sum.finished += w.finished;
         sum.loads += w.loads;
         sum.found_total += w.found_total;
+        sum.merged_total += w.merged_total;
         if (one || seed % 8 == 0) {
-            run(&w, seed);
+            run(&w, seed, !merging);
             if (w.digest != digest) {
                 sim_fail("the same seed gave other plans", 0);
             }
         }
     }
+    if (count >= 200 && sum.merged_total == 0) {
+        sim_fail("no step ran merged", 0);
+    }
     (void)printf("%" PRIu64 " seeds: steps=%" PRIu64 " finished=%" PRIu64 " loads=%" PRIu64
-                 " preempted=%" PRIu64 " found=%" PRIu64 " no_room=%" PRIu64 "\n",
+                 " preempted=%" PRIu64 " found=%" PRIu64 " no_room=%" PRIu64 " merged=%" PRIu64
+                 "\n",
                  count, sum.step_total, sum.finished, sum.loads, sum.preempts, sum.found_total,
-                 sum.aborts_no_room);
+                 sum.aborts_no_room, sum.merged_total);
     return 0;
 }

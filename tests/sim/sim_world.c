@@ -61,9 +61,17 @@ static void turn_knobs(struct sim_world *w) {
     k->options.split_pages = sim_chance(w, 80) ? 0 : between(w, 1, k->options.pages - 1);
 }
 
-void sim_open(struct sim_world *w, uint64_t seed) {
+/* From numbers of their own: the others are the same with and without. */
+static void turn_merging(struct sched_options *o, uint64_t seed, bool merging) {
+    o->merging = merging;
+    o->merge_us = seed_below(&seed, seed_below(&seed, 2) == 0 ? 1000 : 20000);
+    o->lora_share = seed_below(&seed, 50) / 100.0;
+}
+
+void sim_open(struct sim_world *w, uint64_t seed, bool merging) {
     *w = (struct sim_world){.seed = seed, .now_ms = 1000000};
     turn_knobs(w);
+    turn_merging(&w->knobs.options, ~seed, merging);
     if (sched_open(&w->sched, &w->knobs.options) != ERR_OK) {
         sim_fail("no memory", 0);
     }
@@ -119,6 +127,7 @@ static void stored(struct sim_world *w, uint32_t i) {
     w->adapters[i].cached = false;
     w->view[i].state = SCHED_STORED;
     w->view[i].pages = w->adapters[i].size;
+    w->view[i].mergeable = w->adapters[i].revision % 4 != 0;
 }
 
 static void leave(struct sim_world *w, uint32_t job);
@@ -444,6 +453,7 @@ static void launch(struct sim_world *w, const struct sched_plan *plan) {
     for (uint32_t i = 0; i < plan->work_count; i++) {
         enter_pages(w, &w->jobs[plan->work[i].job]);
     }
+    w->merged_total += plan->merged != SCHED_BASE;
     w->step_count++;
     w->step_total++;
     w->row_total += plan->work_count;

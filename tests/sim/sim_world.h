@@ -86,6 +86,7 @@ struct sim_world {
     /* what came of it */
     uint64_t digest; /* of all plans */
     uint64_t step_total, token_total, row_total, found_total;
+    uint64_t merged_total; /* steps that ran merged */
     uint64_t loads, preempts, aborts_no_room, aborts_expired, cancels, refused, finished;
     uint64_t waited_max;
     double bound_share_max; /* of waited / bound */
@@ -94,8 +95,8 @@ struct sim_world {
 uint32_t sim_below(struct sim_world *w, uint32_t below);
 bool sim_chance(struct sim_world *w, uint32_t percent);
 
-/* Chooses all knobs by the seed and opens the scheduler. */
-void sim_open(struct sim_world *w, uint64_t seed);
+/* Chooses all knobs by the seed, but for whether steps may run merged, and opens the scheduler. */
+void sim_open(struct sim_world *w, uint64_t seed, bool merging);
 void sim_close(struct sim_world *w);
 
 /* Arrivals, cancels, new deadlines, loaders, copies: what happens between two plans. */
