@@ -8,10 +8,11 @@
 #include "tools/tool.h"
 
 static const char *const own_flags[] = {
-    "--case=",        "--shape=",  "--jobs=",     "--input=",       "--output=", "--adapter-count=",
-    "--rank=",        "--order=",  "--targets=",  "--popularity=",  "--seed=",   "--rows=",
-    "--step-tokens=", "--rate=",   "--room=",     "--pool-tokens=", "--split=",  "--arrival",
-    "--repeat=",      "--shared=", "--resident=", "--layers=",      "--json",    NULL};
+    "--case=",          "--shape=",  "--jobs=",        "--input=",   "--output=",
+    "--adapter-count=", "--rank=",   "--order=",       "--targets=", "--popularity=",
+    "--seed=",          "--rows=",   "--step-tokens=", "--rate=",    "--room=",
+    "--pool-tokens=",   "--split=",  "--arrival",      "--repeat=",  "--shared=",
+    "--resident=",      "--layers=", "--merged",       "--json",     NULL};
 
 static const char help[] =
     "Runs jobs of random tokens through the engine (scheduler, pool and device, one step ahead;\n"
@@ -42,6 +43,8 @@ static const char help[] =
     "  --popularity P      Punica's distinct, uniform, skewed or identical, for adapters and "
     "order\n"
     "  --arrival           jobs in the order in which they came: scheduler.policy arrival\n"
+    "  --merged            one adapter's rows run with its product in the weights:\n"
+    "                      scheduler.merged\n"
     "  --room K            a pool with pages for K adapters, and for the rows\n"
     "  --resident K        at most K adapters in pages at once, however many fit\n"
     "  --pool-tokens N     a pool as large as the KV of N tokens\n"
@@ -498,6 +501,7 @@ static enum err bench_open(struct bench *b, const struct bench_case *cases, uint
                                      .seed = cases[0].seed,
                                      .store_bytes = store_bytes(cases, count)};
     b->config = *b->t->config;
+    b->config.scheduler_merged = b->config.scheduler_merged || tool_flag(b->t, "--merged") != NULL;
     for (uint32_t i = 0; i < count; i++) {
         int64_t adapters = cases[i].adapters < ADAPTERS_MAX ? cases[i].adapters : ADAPTERS_MAX;
         /* which must not find there what it had before */

@@ -105,8 +105,8 @@ static void check_memory(struct checks *c, const struct model_facts *f) {
         say(c, CHECK_OK, "memory",
             "%.1f MiB of weights, then a pool of what is left: pages of %u tokens and %.1f KiB; a "
             "sequence has up to %u; host store up to %.1f MiB",
-            mib(plan.weight_bytes), plan.page_tokens, (double)plan.page_bytes / 1024,
-            plan.slot_pages, store);
+            mib(plan.weight_bytes + plan.merge_bytes), plan.page_tokens,
+            (double)plan.page_bytes / 1024, plan.slot_pages, store);
     } else {
         say(c, CHECK_OK, "memory",
             "pool %.1f MiB: %u pages of %u tokens, %" PRIu64

@@ -353,6 +353,7 @@ static void entry_stored(struct adapters *a, uint32_t index, struct pool_image *
     memcpy(e->revision, image->revision, sizeof e->revision);
     a->view[index].state = SCHED_STORED;
     a->view[index].pages = image->page_count;
+    a->view[index].mergeable = kern_lora_mergeable(image->lora, a->options.model->shape.layers);
 }
 
 void adapters_fetch(struct adapters *a, uint32_t entry, int64_t now_us) {

@@ -142,6 +142,9 @@ static enum err open_scheduler(struct engine *e) {
                                      .step_us_fixed = e->options.plan.step_us_fixed,
                                      .step_us_row = e->options.plan.step_us_row,
                                      .load_us_page = e->options.plan.load_us_page,
+                                     .merging = l->merging,
+                                     .merge_us = e->options.plan.merge_us,
+                                     .lora_share = e->options.plan.lora_share,
                                  });
 }
 
@@ -153,6 +156,7 @@ enum err engine_open(struct engine **out, const struct engine_options *options,
     }
     e->options = *options;
     e->jobs_max = (uint32_t)options->config->backlog_jobs;
+    e->merged = SCHED_BASE;
     bell_init(&e->bell);
     enum err err = step_memory(e);
     if (err == ERR_OK) {

@@ -27,11 +27,12 @@ struct engine;
 
 /* What a step was, and what it took; told once it was read. */
 struct engine_stepped {
-    uint32_t tokens, rows;  /* rows: those that sampled */
-    uint32_t prompt_tokens; /* of the tokens, those of chunks of more than one */
-    uint32_t segments, adapter_pages;
-    uint64_t kv_tokens;                         /* sum over chunks: tokens whose KV it reads */
-    uint64_t pairs;                             /* sum over tokens: positions that it attends to */
+    uint32_t tokens, rows;            /* rows: those that sampled */
+    uint32_t prompt_tokens;           /* of the tokens, those of chunks of more than one */
+    uint32_t segments, adapter_pages; /* none of a merged step's */
+    bool merged, switched; /* switched: it began with a merge, or with the base's return */
+    uint64_t kv_tokens;    /* sum over chunks: tokens whose KV it reads */
+    uint64_t pairs;        /* sum over tokens: positions that it attends to */
     uint32_t pages_kv, pages_adapters, running; /* when it had been read */
     struct kern_span span;
     int64_t read_us; /* monotonic: when it was read */

@@ -48,6 +48,8 @@ struct engine {
     uint32_t slots_free_count;
     uint32_t *slot_pages; /* [limits.slots][limits.slot_pages] */
     uint64_t serial;
+    uint32_t merged;       /* adapter whose weights the last step ran with, or SCHED_BASE, */
+    uint32_t merged_label; /* and that of its figures */
 
     uint32_t *prefix_tokens; /* scratch: [limits.page_tokens], */
     uint32_t *prefix_pages;  /* [limits.slot_pages] */

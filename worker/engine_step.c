@@ -164,7 +164,7 @@ static void add_pages(struct engine *e, struct job *job, uint32_t count, struct 
 
 static void add_segment(struct engine *e, const struct job *job, uint32_t tokens,
                         struct kern_step *step) {
-    if (job->entry == ADAPTERS_BASE) {
+    if (job->entry == ADAPTERS_BASE || job->entry == e->merged) {
         return;
     }
     uint32_t adapter = adapters_device_index(e->adapters, job->entry);
@@ -229,13 +229,38 @@ static uint32_t step_adapter_pages(const struct engine *e, const struct sched_pl
     uint32_t pages = 0;
     uint32_t last = SCHED_BASE;
     const struct sched_adapter *view = adapters_view(e->adapters);
-    for (uint32_t i = 0; i < plan->work_count; i++) {
+    for (uint32_t i = 0; i < plan->work_count && plan->merged == SCHED_BASE; i++) {
         if (plan->work[i].adapter != last && plan->work[i].adapter != SCHED_BASE) {
             pages += view[plan->work[i].adapter].pages;
         }
         last = plan->work[i].adapter;
     }
     return pages;
+}
+
+/* Whose weights the step runs with. */
+static void set_merged(struct engine *e, const struct sched_plan *plan,
+                       struct engine_step *record) {
+    struct metrics *m = e->options.metrics;
+    if (!e->options.limits.merging) {
+        return;
+    }
+    bool base = plan->merged == SCHED_BASE;
+    uint32_t adapter = base ? KERN_BASE : adapters_device_index(e->adapters, plan->merged);
+    e->options.ops->merge(e->options.device, adapter);
+    if (plan->merged == e->merged) {
+        return;
+    }
+    record->facts.switched = true;
+    if (e->merged != SCHED_BASE) {
+        metrics_shift_adapter(m, METRIC_ADAPTER_MERGED, e->merged_label, -1);
+    }
+    if (!base) {
+        e->merged_label = e->held[plan->work[0].job]->metrics_adapter;
+        metrics_shift_adapter(m, METRIC_ADAPTER_MERGED, e->merged_label, 1);
+        metrics_add(m, METRIC_MERGES, 1);
+    }
+    e->merged = plan->merged;
 }
 
 static enum err launch(struct engine *e, const struct sched_plan *plan, struct kern_step *step) {
@@ -246,6 +271,7 @@ static enum err launch(struct engine *e, const struct sched_plan *plan, struct k
     while (adapters_delta(e->adapters, &e->adapter_sets[step->adapter_set_count])) {
         step->adapter_set_count++;
     }
+    set_merged(e, plan, record);
     for (uint32_t i = 0; i < plan->work_count; i++) {
         add_work(e, &plan->work[i], step, record);
     }
@@ -253,6 +279,7 @@ static enum err launch(struct engine *e, const struct sched_plan *plan, struct k
     record->facts.rows = record->row_count;
     record->facts.segments = step->segment_count;
     record->facts.adapter_pages = step_adapter_pages(e, plan);
+    record->facts.merged = e->merged != SCHED_BASE;
     record->launched_us = clock_mono_us();
     record->facts.build_us = (uint32_t)(record->launched_us - e->planned_us);
     enum err ran =
@@ -365,7 +392,9 @@ enum err engine_read(struct engine *e) {
     pool_steps_ended(e->pool, record->ticket);
     facts->wait_us = (uint32_t)(read_us - begin_us);
     e->options.ops->span(e->options.device, &facts->span);
-    sched_learn(e->sched, facts->tokens, facts->adapter_pages, (double)facts->span.busy_us);
+    if (!facts->switched) { /* it says nothing of others */
+        sched_learn(e->sched, facts->tokens, facts->adapter_pages, (double)facts->span.busy_us);
+    }
     metrics_observe(e->options.metrics, METRIC_STEP_SECONDS,
                     (double)(read_us - record->launched_us) / 1e6);
     for (uint32_t i = 0; i < record->row_count; i++) {

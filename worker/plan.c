@@ -29,8 +29,11 @@ static const struct sizes gpu_sizes = {.rows = 1024, .step_tokens = 8192, .chunk
 #define CPU_STEP_US_FIXED 5000.0
 #define CPU_STEP_US_ROW 1000.0
 #define CPU_LOAD_US_PAGE 20.0
+#define CPU_MERGE_US_BYTE 1e-3 /* of the projections */
+#define CPU_LORA_SHARE 0.1
 #define GPU_BYTES_PER_US 3e6 /* of its memory */
 #define GPU_FLOP_PER_US 5e8
+#define GPU_LORA_SHARE 0.07 /* one adapter of rank 16, one H200 */
 
 static uint32_t given_or(int64_t given, uint32_t otherwise) {
     return given > 0 ? (uint32_t)given : otherwise;
@@ -51,12 +54,24 @@ static void plan_costs(bool gpu, struct worker_plan *plan) {
     plan->step_us_fixed = CPU_STEP_US_FIXED;
     plan->step_us_row = CPU_STEP_US_ROW;
     plan->load_us_page = CPU_LOAD_US_PAGE;
+    plan->merge_us = CPU_MERGE_US_BYTE * (double)plan->merge_bytes;
+    plan->lora_share = CPU_LORA_SHARE;
     if (gpu) { /* the weights are read once a step; a token costs two operations a weight */
         double weights = (double)plan->weight_bytes / kern_dtype_bytes(plan->elem);
         plan->step_us_fixed = (double)plan->weight_bytes / GPU_BYTES_PER_US;
         plan->step_us_row = 2 * weights / GPU_FLOP_PER_US;
         plan->load_us_page = (double)plan->page_bytes / GPU_BYTES_PER_US;
+        plan->merge_us = 2 * (double)plan->merge_bytes / GPU_BYTES_PER_US; /* read and written */
+        plan->lora_share = GPU_LORA_SHARE;
     }
+}
+
+static uint64_t projections(const struct kern_shape *shape) {
+    uint64_t elements = 0;
+    for (enum kern_module m = KERN_Q; m < KERN_MODULES; m++) {
+        elements += (uint64_t)kern_module_in(shape, m) * kern_module_out(shape, m);
+    }
+    return elements * shape->layers;
 }
 
 static enum err pages_check(uint64_t pages, const struct worker_plan *plan, const char *option,
@@ -115,6 +130,7 @@ enum err worker_plan(const struct config *c, const struct kern_ops *ops,
     p.page_bytes = kern_page_elems(shape, p.page_tokens) * shape->layers * elem_bytes;
     p.slot_pages = (shape->positions + p.page_tokens - 1) / p.page_tokens;
     p.weight_bytes = model->weight_bytes * elem_bytes / STORED_BYTES_MIN;
+    p.merge_bytes = c->scheduler_merged ? projections(shape) * elem_bytes : 0;
     plan_step(c, gpu ? &gpu_sizes : &cpu_sizes, &p);
     plan_costs(gpu, &p);
     enum err e = gpu ? ERR_OK : plan_pool_cpu(c, &p, why);
@@ -126,7 +142,7 @@ enum err worker_plan(const struct config *c, const struct kern_ops *ops,
     p.memory_bytes += (uint64_t)c->store_bytes + (uint64_t)c->kafka_queue_bytes + FIXED_BYTES;
     if (!gpu) { /* and what slots with penalties count */
         uint64_t history = (uint64_t)p.rows * shape->vocab * sizeof(uint32_t);
-        p.memory_bytes += history + p.pool_bytes + p.weight_bytes;
+        p.memory_bytes += history + p.pool_bytes + p.weight_bytes + p.merge_bytes;
     }
     *plan = p;
     return ERR_OK;
@@ -152,7 +168,7 @@ enum err worker_plan_pool(const struct config *c, const struct kern_ops *ops,
             " of weights and the activations of %u rows and %u tokens a step; %" PRIu64
             " are needed, %" PRIu64 " a page; take a smaller model, pool.pages, "
             "scheduler.rows or scheduler.step_tokens, or a larger device.memory",
-            room, plan->weight_bytes, plan->rows, plan->step_tokens,
+            room, plan->weight_bytes + plan->merge_bytes, plan->rows, plan->step_tokens,
             (c->pool_pages > 0 ? pages : pages_min) * plan->page_bytes, plan->page_bytes);
     }
     pages = pages < POOL_PAGES_MAX ? pages : POOL_PAGES_MAX;
@@ -206,6 +222,7 @@ struct kern_limits worker_limits(const struct config *c, const struct worker_pla
         .adapter_pages = plan->adapter_pages,
         .page_tokens = plan->page_tokens,
         .threads = (uint32_t)c->device_threads,
+        .merging = c->scheduler_merged,
         .cache_dir = c->state_dir[0] != '\0' ? c->state_dir : NULL,
     };
 }

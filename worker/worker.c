@@ -119,8 +119,8 @@ static void say_sizes(const struct worker *w) {
              "weights_bytes=%" PRIu64 " pool_bytes=%" PRIu64 " store_bytes_max=%" PRId64
              " backlog_bytes_max=%" PRId64 " memory_bytes_max=%" PRIu64,
              f->name, f->architecture, w->ops->name, f->shape.layers, w->plan.page_count,
-             w->plan.page_tokens, w->plan.weight_bytes, w->plan.pool_bytes, c->store_bytes,
-             c->backlog_bytes, w->plan.memory_bytes);
+             w->plan.page_tokens, w->plan.weight_bytes + w->plan.merge_bytes, w->plan.pool_bytes,
+             c->store_bytes, c->backlog_bytes, w->plan.memory_bytes);
 }
 
 static enum err open_parts(struct worker *w, struct err_text *why) {

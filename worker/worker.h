@@ -64,10 +64,12 @@ struct worker_plan {
     enum kern_dtype elem;   /* of the device */
     uint64_t page_bytes;    /* over all layers */
     uint64_t pool_bytes, weight_bytes;
+    uint64_t merge_bytes;  /* scheduler.merged: of the projections' copy, on the device */
     uint64_t memory_bytes; /* host: the sum of all that may become resident (invariant 7) */
     /* the priors of the scheduler's cost model, from the device's kind: mostly proportions matter,
      * which are much the same for all GPUs, and which it keeps to where steps do not show others */
     double step_us_fixed, step_us_row, load_us_page;
+    double merge_us, lora_share; /* as struct sched_options has them */
 };
 
 /* Opens nothing: `lorry check`. `ops`: of kern_find(); kern_cpu() will do where no device matters.

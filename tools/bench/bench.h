@@ -150,6 +150,7 @@ struct bench_figures {
     struct bench_times plan, build, launch, wait, take; /* of the loop */
     double host_ms;                                     /* mean of plan + build + launch + take */
     uint64_t preemptions, loads, load_bytes, evictions, fetches;
+    uint32_t merged_steps;          /* that ran with an adapter's product in the weights */
     uint64_t found_tokens;          /* of prompts, computed for others */
     uint64_t adapter_bytes_read;    /* by steps: of each its distinct adapters */
     double bytes_s, flop_s;         /* needed at least, per second of busy time */

@@ -132,6 +132,7 @@ static void device_shares(struct bench_figures *f, const struct worker_bench_rep
         uint32_t pages = s->pages_kv + s->pages_adapters;
         f->pages_peak = pages > f->pages_peak ? pages : f->pages_peak;
         f->running_peak = s->running > f->running_peak ? s->running : f->running_peak;
+        f->merged_steps += s->merged;
         f->adapter_bytes_read += s->adapter_pages * (uint64_t)device->plan.page_bytes;
     }
     if (busy_us > 0) {

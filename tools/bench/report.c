@@ -59,6 +59,9 @@ void bench_report_text(FILE *out, const struct bench_case *c, const struct bench
         (void)fprintf(out, "  prefixes       %" PRIu64 " tokens of prompts found in pages\n",
                       f->found_tokens);
     }
+    if (f->merged_steps > 0) {
+        (void)fprintf(out, "  merged         %u of %u steps\n", f->merged_steps, f->steps);
+    }
     (void)fprintf(
         out, "  rows, pages    %u of %u rows, %u of %u pages at most, %" PRIu64 " preemptions\n",
         f->running_peak, f->rows, f->pages_peak, f->pages, f->preemptions);
@@ -123,14 +126,14 @@ void bench_report_json(FILE *out, const struct bench_case *c, const struct bench
         (json_int_t)f->failed, "rows", (json_int_t)f->rows, "steps", (json_int_t)f->steps, "busy",
         f->busy, "idle", f->idle);
     json_t *more = json_pack(
-        "{sf, sf, sf, sf, sf, sI, sI, sI, sI, sI, sI, sI, sI, sI, sI}", "bytes_s", f->bytes_s,
+        "{sf, sf, sf, sf, sf, sI, sI, sI, sI, sI, sI, sI, sI, sI, sI, sI}", "bytes_s", f->bytes_s,
         "bytes_share", f->bytes_share, "flop_s", f->flop_s, "flop_share", f->flop_share,
         "limit_share", f->limit_share, "pages_peak", (json_int_t)f->pages_peak, "running_peak",
         (json_int_t)f->running_peak, "preemptions", (json_int_t)f->preemptions, "adapters_used",
         (json_int_t)jobs->used, "found_tokens", (json_int_t)f->found_tokens, "loads",
         (json_int_t)f->loads, "load_bytes", (json_int_t)f->load_bytes, "evictions",
         (json_int_t)f->evictions, "fetches", (json_int_t)f->fetches, "adapter_bytes_read",
-        (json_int_t)f->adapter_bytes_read);
+        (json_int_t)f->adapter_bytes_read, "merged_steps", (json_int_t)f->merged_steps);
     json_t *times =
         json_pack("{so, so, so, so, so}", "decode_ms", times_json(&f->decode), "mixed_ms",
                   times_json(&f->mixed), "loop_ms", loop_json(f), "first_token_ms",

@@ -78,6 +78,7 @@ SETS = {
         [
             cases("A1", "A2", "E1", "B1:1", "B1:8", "B1:32", "B1:200", "B2:1", "B2:8", "B2:32",
                   "B2:200", "C1", "C2", "D1"),
+            case("B1:1", "--merged", label="merged"),
             cases("F0", "F"),
         ],
     ),  # fmt: skip

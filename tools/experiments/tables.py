@@ -109,15 +109,15 @@ def base_plots(f):
 
 def lora_table(f):
     rows = []
-    for key in VLLM:
+    for key in [part for case in VLLM for part in (case, f"{case} merged")]:
         if key not in f or key in ("A1", "A2", "F0"):
             continue
-        base = base_of(key)
-        ratio = against_vllm(key, f.rate(key))
+        base, case = base_of(key), key.removesuffix(" merged")
+        ratio = against_vllm(case, f.rate(key))
         rows.append([
             key, number(f.rate(key)), f.ratio(key, base),
-            judged(f.share(key, base), TARGETS["base"].get(key)), number(VLLM[key]),
-            number(ratio, 2), judged(ratio, TARGETS["peer"].get(key)),
+            judged(f.share(key, base), TARGETS["base"].get(case)), number(VLLM[case]),
+            number(ratio, 2), judged(ratio, TARGETS["peer"].get(case)),
             number(f[key]["decode_ms"]["p50"], 2), number(f[key]["mixed_ms"]["p50"], 1),
         ])  # fmt: skip
     heads = ["case", "Lorry", "of our base", "target", "vLLM", "ratio", "target",

@@ -171,6 +171,23 @@ static void test_pools(void **state) {
     assert_true(loads[2] > loads[1] && loads[3] > loads[0]);
 }
 
+/* One adapter's steps run merged where that is asked for. */
+static void test_merged(void **state) {
+    (void)state;
+    for (int merged = 0; merged < 2; merged++) {
+        char command[512];
+        (void)snprintf(command, sizeof command,
+                       BENCH "--shape tiny.json --jobs 24 --input 10 --output 50 --rows 8 "
+                             "--adapter-count 1 --rank 16 %s --json",
+                       merged ? "--merged" : "");
+        json_t *o = object_of(command, 0);
+        check_sane(o);
+        assert_int_equal(number(o, "merged_steps") > number(o, "steps") / 2, merged);
+        assert_int_equal(number(o, "merged_steps") == 0, !merged);
+        json_decref(o);
+    }
+}
+
 /* A case named for churn has room for so many adapters and no more than its rows' KV beside. */
 static void test_churn(void **state) {
     (void)state;
@@ -286,11 +303,12 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_counts),    cmocka_unit_test(test_seeds),
-        cmocka_unit_test(test_adapters),  cmocka_unit_test(test_cases),
-        cmocka_unit_test(test_pools),     cmocka_unit_test(test_rate),
-        cmocka_unit_test(test_churn),     cmocka_unit_test(test_layers),
-        cmocka_unit_test(test_firstload), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_counts),   cmocka_unit_test(test_seeds),
+        cmocka_unit_test(test_adapters), cmocka_unit_test(test_cases),
+        cmocka_unit_test(test_pools),    cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_merged),   cmocka_unit_test(test_churn),
+        cmocka_unit_test(test_layers),   cmocka_unit_test(test_firstload),
+        cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, enter, scratch_leave);
 }

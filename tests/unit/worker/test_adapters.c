@@ -49,6 +49,8 @@ static enum err make(void *context, const char *id, struct pool_store *store,
     return e;
 }
 
+static const struct model_facts model = {.shape = {.layers = LAYERS}};
+
 /* `images`: room in the store. `drop`: residents leave it. */
 static void start(uint32_t images, bool drop) {
     atomic_store(&f.version, 1);
@@ -67,7 +69,8 @@ static void start(uint32_t images, bool drop) {
                                                   .drop_images_of = drop ? LAYERS : 0}),
         ERR_OK);
     assert_int_equal(metrics_open(&f.metrics, 4), ERR_OK);
-    assert_int_equal(adapters_open(&f.adapters, &(struct adapters_options){.maker = {.make = make},
+    assert_int_equal(adapters_open(&f.adapters, &(struct adapters_options){.model = &model,
+                                                                           .maker = {.make = make},
                                                                            .pool = f.pool,
                                                                            .store = f.store,
                                                                            .jobs_max = JOBS,

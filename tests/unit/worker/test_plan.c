@@ -155,6 +155,28 @@ static void test_cpu(void **state) {
     config_close(c);
 }
 
+/* scheduler.merged: the projections once more, on the device. */
+static void test_merged(void **state) {
+    (void)state;
+    const uint64_t elements = 32 * (4096 * (UINT64_C(6144) + 4096) + 3 * UINT64_C(4096) * 14336);
+    struct worker_plan p = {0}, q = {0};
+    struct err_text why = {0};
+    struct config *off = config_of(NULL, NULL), *on = config_of("--scheduler.merged", NULL);
+    assert_int_equal(worker_plan(off, &gpu, &model, &p, &why), ERR_OK);
+    assert_int_equal(worker_plan(on, &gpu, &model, &q, &why), ERR_OK);
+    assert_int_equal(p.merge_bytes, 0);
+    assert_int_equal(q.merge_bytes, 2 * elements);
+    assert_int_equal(q.memory_bytes, p.memory_bytes); /* the host's */
+    assert_true(q.merge_us > 5000 && q.merge_us < 15000);
+    assert_false(worker_limits(off, &p).merging);
+    assert_true(worker_limits(on, &q).merging);
+    assert_int_equal(worker_plan(off, kern_cpu(), &model, &p, &why), ERR_OK);
+    assert_int_equal(worker_plan(on, kern_cpu(), &model, &q, &why), ERR_OK);
+    assert_int_equal(q.memory_bytes - p.memory_bytes, 4 * elements);
+    config_close(on);
+    config_close(off);
+}
+
 static void test_state_dir(void **state) {
     (void)state;
     char folder[] = "/tmp/lorry-test-XXXXXX";
@@ -206,6 +228,7 @@ int main(void) {
         cmocka_unit_test(test_memory_follows_the_backlog),
         cmocka_unit_test(test_store),
         cmocka_unit_test(test_cpu),
+        cmocka_unit_test(test_merged),
         cmocka_unit_test(test_state_dir),
         cmocka_unit_test(test_refusals),
     };

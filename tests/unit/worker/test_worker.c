@@ -23,7 +23,7 @@
 enum { ARGUMENTS_MAX = 32, LINE_BYTES = 4096 };
 
 static char input[256], output[256];
-static uint64_t preemptions, tokens_cached, tokens_prompt; /* of the last run */
+static uint64_t preemptions, merges, tokens_cached, tokens_prompt; /* of the last run */
 
 static int setup(void **state) {
     (void)state;
@@ -86,6 +86,7 @@ static json_t *run_file(const char *const *extra, struct worker_report *report) 
     }
     *report = worker_report(w);
     preemptions = metrics_value(worker_metrics(w), METRIC_PREEMPTIONS);
+    merges = metrics_value(worker_metrics(w), METRIC_MERGES);
     tokens_cached = metrics_value(worker_metrics(w), METRIC_TOKENS_CACHED);
     tokens_prompt = metrics_value(worker_metrics(w), METRIC_TOKENS_PROMPT);
     worker_close(w);
@@ -322,6 +323,28 @@ static void test_goldens_in_a_small_pool(void **state) {
                                       "--scheduler.rows=6", "--scheduler.step_tokens=16",
                                       "--scheduler.chunk_tokens=16", NULL},
                 2);
+}
+
+/* The same where steps of one adapter run with its product in the weights: with many adapters in a
+ * batch, with few, and with evictions and preemptions. Not so by default. */
+static void test_goldens_merged(void **state) {
+    (void)state;
+    run_goldens((const char *const[]){"--scheduler.rows=2", NULL}, 1);
+    assert_int_equal(merges, 0);
+    static const char *const runs[][8] = {
+        {"--scheduler.merged=true", NULL},
+        {"--scheduler.merged=true", "--scheduler.rows=2", NULL},
+        {"--scheduler.merged=true", "--scheduler.rows=1", "--pool.adapters=1",
+         "--scheduler.policy=arrival", NULL},
+        {"--scheduler.merged=true", "--pool.pages=48", "--pool.adapters=2", "--scheduler.rows=4",
+         "--scheduler.step_tokens=16", "--scheduler.chunk_tokens=16", NULL},
+    };
+    for (size_t run = 0; run < sizeof runs / sizeof runs[0]; run++) {
+        run_goldens(runs[run], 2);
+        print_message("run %zu: merged %llu times, %llu preemptions\n", run,
+                      (unsigned long long)merges, (unsigned long long)preemptions);
+        assert_true(merges > 0 || run == 0);
+    }
 }
 
 static void test_one_row_at_a_time(void **state) {
@@ -576,15 +599,11 @@ static void test_status_labels(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_mixed),
-        cmocka_unit_test(test_goldens_in_a_small_pool),
-        cmocka_unit_test(test_one_row_at_a_time),
-        cmocka_unit_test(test_bad_jobs),
-        cmocka_unit_test(test_bad_adapters),
-        cmocka_unit_test(test_status_labels),
-        cmocka_unit_test(test_prefixes_and_preemption),
-        cmocka_unit_test(test_sampling_goldens),
-        cmocka_unit_test(test_sampling_in_any_batch),
+        cmocka_unit_test(test_goldens_mixed),    cmocka_unit_test(test_goldens_in_a_small_pool),
+        cmocka_unit_test(test_goldens_merged),   cmocka_unit_test(test_one_row_at_a_time),
+        cmocka_unit_test(test_bad_jobs),         cmocka_unit_test(test_bad_adapters),
+        cmocka_unit_test(test_status_labels),    cmocka_unit_test(test_prefixes_and_preemption),
+        cmocka_unit_test(test_sampling_goldens), cmocka_unit_test(test_sampling_in_any_batch),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
