@@ -123,6 +123,7 @@ void cuda_block_upload(struct kern_device *d, const struct cuda_block *b); /* on
 enum cuda_linear { CUDA_QKV, CUDA_O, CUDA_GATE_UP, CUDA_DOWN, CUDA_HEAD, CUDA_LINEARS };
 
 struct cuda_linears; /* linear.c */
+struct cuda_wide;    /* linear_wide.cu */
 
 /* ---- weights ------------------------------------------------------------------------------ */
 
@@ -186,6 +187,7 @@ struct kern_device {
     float *logits;               /* [sample_rows][vocab_row] */
     float *cos_sin;              /* [rows][head_dim / 2][2], dealt as qkv_angle() says */
     void *lora_scratch;          /* cuda_lora_scratch_bytes(): x Aᵀ between shrink and expand */
+    void *lora_packed;           /* cuda_lora_packed_bytes(): the same as operands */
     void *attention_scratch;     /* cuda_attention_scratch_bytes() */
     void *sample_scratch;        /* cuda_sample_scratch_bytes() */
     struct kern_sample *results; /* [step_samples] */
@@ -203,6 +205,8 @@ struct kern_device {
 
     struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
     struct cuda_linears *linears;
+    struct cuda_wide *wide;       /* NULL: linear_wide.cu cannot run; fixed at open */
+    bool wide_always;             /* set by tests: it does all that it can, whatever is faster */
     struct cuda_graphs *graphs;   /* graph.c */
     struct cuda_steps *steps;     /* step.c */
     struct cuda_loads *load_ring; /* load.c */
@@ -211,6 +215,7 @@ struct kern_device {
     unsigned parts; /* of enum cuda_part: what the blocks launch now; the rest is in graphs */
     struct err_text fault; /* of the call that failed first */
     enum err failed;       /* sticky */
+    void *map_encode;      /* the driver's cuTensorMapEncodeTiled, for boxes.cuh; NULL: none */
 };
 
 static inline uint32_t cuda_round_up(uint32_t value, uint32_t multiple) {
@@ -339,6 +344,10 @@ enum err cuda_linears_choose(struct kern_device *d, struct err_text *why);
 void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, const void *x,
                  void *y);
 
+/* Whether the step's linears of this kind are for cuda_linear_wide(); of a bucket always the same.
+ */
+bool cuda_linear_is_wide(const struct kern_device *d, enum cuda_linear which);
+
 /* A share of a linear's weights that kernels in front of it fetch into the second-level cache,
  * where these leave the memory idle: of each row of W, at `pieces` places evenly apart, so that a
  * product that is split along its rows finds some at each start. */
@@ -366,6 +375,16 @@ struct cuda_product {
 /* Sets d->few_linears: kernels start early, and the GPU has the shared memory. */
 enum err cuda_few_open(struct kern_device *d, struct err_text *why);
 void cuda_linear_few(struct kern_device *d, const struct cuda_product *p);
+
+/* ---- linear_wide.cu ----------------------------------------------------------------------- */
+
+/* Sets d->wide where the kernel is built and right for the GPU. After weights and activations. */
+enum err cuda_wide_open(struct kern_device *d, struct err_text *why);
+void cuda_wide_close(struct kern_device *d);
+/* A layer's linear with what follows from it alone: qkv = normed Wᵀ; x += attended Wᵀ or act Wᵀ;
+ * act = silu(gate) · up of normed Wᵀ. Any number of rows. Where d->lora_rows, with LoRA's part,
+ * after cuda_lora_shrink() and cuda_lora_pack() of the linear's group. */
+void cuda_linear_wide(struct kern_device *d, enum cuda_linear which, uint32_t layer);
 
 /* ---- blocks.cu: embedding, norms, rope, activation ---------------------------------------- */
 
@@ -410,6 +429,8 @@ enum cuda_group { CUDA_GROUP_QKV, CUDA_GROUP_O, CUDA_GROUP_GATE_UP, CUDA_GROUP_D
 enum err cuda_lora_open(struct kern_device *d, struct err_text *why);
 /* Bytes of scratch that any step within the limits needs. */
 uint64_t cuda_lora_scratch_bytes(const struct kern_device *d);
+/* Likewise of what linear_wide.cu reads. */
+uint64_t cuda_lora_packed_bytes(const struct kern_device *d);
 /* Bytes of metadata, likewise. */
 uint64_t cuda_lora_meta_bytes(const struct kern_device *d);
 /* Fills meta->lora from the segments and samples. Host. */
@@ -418,6 +439,8 @@ void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, s
 /* v = x Aᵀ of the group's projections, in scratch, one for all groups; x [rows][in of the group].
  */
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x);
+/* After that: v for cuda_linear_wide(). */
+void cuda_lora_pack(struct kern_device *d, uint32_t layer, enum cuda_group group);
 /* y [rows][y_row] += scale · (v Bᵀ + bias), after that group's shrink; projection p's columns begin
  * where the group's buffer has them: qkv, x, gate_up, x. */
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y);

@@ -116,6 +116,7 @@ static enum err activations_take(struct kern_device *d, struct err_text *why) {
         {(void **)&d->logits, samples * d->vocab_row * sizeof(float)},
         {(void **)&d->cos_sin, rows * s->head_dim * sizeof(float)},
         {&d->lora_scratch, cuda_lora_scratch_bytes(d)},
+        {&d->lora_packed, cuda_lora_packed_bytes(d)},
         {&d->attention_scratch, cuda_attention_scratch_bytes(d)},
         {&d->sample_scratch, cuda_sample_scratch_bytes(d)},
         {(void **)&d->results, samples * sizeof d->results[0]},
@@ -143,6 +144,7 @@ static void device_close(struct kern_device *d) {
     cuda_graphs_close(d);
     cuda_steps_close(d);
     cuda_linears_close(d);
+    cuda_wide_close(d);
     cuda_loads_close(d);
     cuda_weights_close(d);
     cuda_memory_close(d);
@@ -153,6 +155,18 @@ static void device_close(struct kern_device *d) {
         (void)cudaStreamDestroy(d->loads);
     }
     free(d);
+}
+
+/* The driver's, asked for by name: the driver is no library that we link. */
+static void map_encode_find(struct kern_device *d) {
+    enum { VERSION = 12000 };
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &d->map_encode, VERSION,
+                                         cudaEnableDefault, &found) != cudaSuccess ||
+        found != cudaDriverEntryPointSuccess) {
+        (void)cudaGetLastError();
+        d->map_encode = NULL;
+    }
 }
 
 static enum err runtime_open(struct kern_device *d, struct err_text *why) {
@@ -166,6 +180,7 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
     CU_TRY(why, cudaSetDevice(0));
     CU_TRY(why, cudaDeviceGetAttribute(&d->sm_count, cudaDevAttrMultiProcessorCount, 0));
     d->launches_early = d->capability / 10 == 9 && cuda_code_waits();
+    map_encode_find(d);
     int low = 0, high = 0;
     CU_TRY(why, cudaDeviceGetStreamPriorityRange(&low, &high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
@@ -215,6 +230,9 @@ static enum err parts_open(struct kern_device *d, struct err_text *why) {
     }
     if (e == ERR_OK) {
         e = cuda_linears_open(d, why);
+    }
+    if (e == ERR_OK) {
+        e = cuda_wide_open(d, why);
     }
     return e == ERR_OK ? cuda_graphs_open(d, why) : e;
 }
@@ -336,28 +354,37 @@ static void device_embed(struct kern_device *d) {
     }
 }
 
-/* A layer's product, then, in steps with LoRA, what the adapters' A make of the same input: one
- * behind the other, since beside it on a stream of its own it gave nothing (lora_shrink.cu). */
-static void linear(struct kern_device *d, uint32_t layer, enum cuda_linear which, const void *x,
+/* A layer's product and, in steps with LoRA, what the adapters' A make of the same input: one
+ * behind the other, since beside it on a stream of its own it gave nothing (lora_shrink.cu). True:
+ * LoRA's part is in y already, and of gate and up it is act that was made. */
+static bool linear(struct kern_device *d, uint32_t layer, enum cuda_linear which, const void *x,
                    void *y) {
     static const enum cuda_group groups[] = {[CUDA_QKV] = CUDA_GROUP_QKV,
                                              [CUDA_O] = CUDA_GROUP_O,
                                              [CUDA_GATE_UP] = CUDA_GROUP_GATE_UP,
                                              [CUDA_DOWN] = CUDA_GROUP_DOWN};
+    if (cuda_linear_is_wide(d, which)) {
+        if (d->lora_rows) {
+            cuda_lora_shrink(d, layer, groups[which], x);
+            cuda_lora_pack(d, layer, groups[which]);
+        }
+        cuda_linear_wide(d, which, layer);
+        return true;
+    }
     cuda_linear(d, which, cuda_layer_matrix(&d->layers[layer], which), x, y);
     if (d->lora_rows) {
         cuda_lora_shrink(d, layer, groups[which], x);
     }
+    return !d->lora_rows && which != CUDA_GATE_UP;
 }
 
 static void device_qkv(struct kern_device *d, uint32_t layer) {
     CHECK(layer < d->shape.layers);
     if (launches(d, CUDA_BODY)) {
-        linear(d, layer, CUDA_QKV, d->normed, d->qkv);
-        if (d->lora_rows) {
-            cuda_lora_qkv_rows(d, layer);
-        } else {
+        if (linear(d, layer, CUDA_QKV, d->normed, d->qkv)) {
             cuda_qkv_rows(d, layer);
+        } else {
+            cuda_lora_qkv_rows(d, layer);
         }
     }
 }
@@ -371,26 +398,22 @@ static void device_attention(struct kern_device *d, uint32_t layer) {
     }
 }
 
-/* LoRA's part of o or down onto the residual, if there is any, and the norm in front of `next`. */
-static void add_norm(struct kern_device *d, uint32_t layer, enum cuda_group group, const float *w,
-                     enum cuda_linear next, uint32_t next_layer) {
-    if (d->lora_rows) {
-        cuda_lora_norm_rows(d, layer, group, w, next, next_layer);
-    } else {
-        cuda_norm_rows(d, w, next, next_layer);
-    }
-}
-
 static void device_attn_out(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        linear(d, layer, CUDA_O, d->attended, d->x);
-        add_norm(d, layer, CUDA_GROUP_O, d->layers[layer].post_norm, CUDA_GATE_UP, layer);
+        const float *w = d->layers[layer].post_norm;
+        if (linear(d, layer, CUDA_O, d->attended, d->x)) {
+            cuda_norm_rows(d, w, CUDA_GATE_UP, layer);
+        } else {
+            cuda_lora_norm_rows(d, layer, CUDA_GROUP_O, w, CUDA_GATE_UP, layer);
+        }
     }
 }
 
 static void device_gate_up(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        linear(d, layer, CUDA_GATE_UP, d->normed, d->gate_up);
+        if (linear(d, layer, CUDA_GATE_UP, d->normed, d->gate_up)) {
+            return;
+        }
         if (d->lora_rows) {
             cuda_lora_act_rows(d, layer);
         } else {
@@ -401,11 +424,14 @@ static void device_gate_up(struct kern_device *d, uint32_t layer) {
 
 static void device_down(struct kern_device *d, uint32_t layer) {
     if (launches(d, CUDA_BODY)) {
-        linear(d, layer, CUDA_DOWN, d->act, d->x);
-        if (layer + 1 < d->shape.layers) {
-            const float *w = d->layers[layer + 1].input_norm;
-            add_norm(d, layer, CUDA_GROUP_DOWN, w, CUDA_QKV, layer + 1);
-        } else if (d->lora_rows) { /* the head norms the rows that it needs */
+        const bool ready = linear(d, layer, CUDA_DOWN, d->act, d->x);
+        const bool last = layer + 1 == d->shape.layers; /* the head norms the rows that it needs */
+        const float *w = last ? NULL : d->layers[layer + 1].input_norm;
+        if (!last && ready) {
+            cuda_norm_rows(d, w, CUDA_QKV, layer + 1);
+        } else if (!last) {
+            cuda_lora_norm_rows(d, layer, CUDA_GROUP_DOWN, w, CUDA_QKV, layer + 1);
+        } else if (!ready) {
             cuda_lora_expand(d, layer, CUDA_GROUP_DOWN, d->x);
         }
     }

@@ -1,5 +1,5 @@
-/* linear.c - the linears, by cuBLASLt or, of few rows, by linear_few.cu, whichever is faster: y
- * [rows][out] (+)= x [rows][in] Wᵀ, 16-bit in, f32 sums.
+/* linear.c - the linears, by cuBLASLt or, of few rows, by linear_few.cu, of many, by
+ * linear_wide.cu, whichever is faster: y [rows][out] (+)= x [rows][in] Wᵀ, 16-bit in, f32 sums.
  *
  * cuBLASLt counts by columns: W [out][in] by rows is [in × out] by columns, so D = Wᵀ' x' with the
  * first operand transposed, and D [out × rows] by columns is y. Residuals are added in the epilogue
@@ -10,12 +10,14 @@
  * of all layers in turn (one layer's could stay in the L2 cache). With few rows a run lasts some
  * ten microseconds and suggestions lie close together: the best are measured again, by turns. Above
  * CUDA_GRAPH_TOKENS rows only each ROWS_MEASURED-th is measured; sizes between take the next one's.
- * A row's bits then depend on the step's rows alone, never on what the other rows hold. Split-K
- * sums in f32.
+ * linear_wide.cu makes act of gate and up too: the others are measured with the activation. A row's
+ * bits then depend on the step's rows alone, never on what the other rows hold. Split-K sums in
+ * f32.
  *
  * Cost of choosing: some two seconds for an 8B model, nothing with the file. */
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,12 +40,22 @@ enum {
     ROWS_MEASURED = 1024,
     ALGO_WORDS = sizeof(cublasLtMatmulAlgo_t) / sizeof(uint64_t),
     PATH_BYTES = 4096,
-    CACHE_FORMAT = 2, /* of the file, and of what is measured for it */
+    CACHE_FORMAT = 3,      /* of the file, and of what is measured for it */
+    WIDE_ROWS = 256,       /* fewer leave linear_wide.cu without work for most multiprocessors */
+    WIDE_LORA_ROWS = 2048, /* with LoRA: steps of fewer, or without prefill, gain nothing */
 };
+
+/* linear_wide.cu may take so many times as long as the fastest, and still save time where it adds
+ * LoRA's part as well. */
+static const float wide_lora_times[] = {
+    [CUDA_QKV] = 1.04f, [CUDA_O] = 1.05f, [CUDA_GATE_UP] = 1.0f, [CUDA_DOWN] = 1.015f};
+
+enum { KIND_FEW = 1, KIND_WIDE = 2, KIND_WIDE_LORA = 4 }; /* in the cache file */
 
 struct choice {
     cublasLtMatmulAlgo_t algo;
-    bool few; /* linear_few.cu; `algo` is zeros */
+    bool few;             /* linear_few.cu; `algo` is zeros */
+    bool wide, wide_lora; /* linear_wide.cu, in steps without LoRA, in large ones with it */
     bool made;
 };
 
@@ -123,6 +135,11 @@ static cublasStatus_t product_layouts(const struct kern_device *d, struct produc
 /* Whether linear_few.cu can do it. */
 static bool few_can(const struct kern_device *d, uint32_t rows) {
     return d->few_linears && rows <= CUDA_FEW_ROWS;
+}
+
+/* Whether linear_wide.cu can and may be worth it. */
+static bool wide_can(const struct kern_device *d, enum cuda_linear which, uint32_t rows) {
+    return d->wide != NULL && which != CUDA_HEAD && rows >= WIDE_ROWS;
 }
 
 /* `c` NULL: as the library likes. */
@@ -237,23 +254,25 @@ static uint32_t rows_measured(const struct kern_device *d, uint32_t rows) {
 
 /* ---- the cache file ----------------------------------------------------------------------- */
 
-static bool words_zero(const uint64_t words[ALGO_WORDS]) {
-    uint64_t any = 0;
-    for (size_t i = 0; i < ALGO_WORDS; i++) {
-        any |= words[i];
+/* Whether the algorithm of a choice can run; product_layouts() was called. */
+static bool choice_runs(struct kern_device *d, struct product *p, const struct choice *c) {
+    cublasLtMatmulHeuristicResult_t checked;
+    if (c->few || ((c->wide || c->wide_lora) && d->wide == NULL)) {
+        return c->few && few_can(d, p->rows);
     }
-    return any == 0;
+    return cublasLtMatmulAlgoCheck(d->linears->handle, d->linears->desc, &p->w, &p->x, &p->y, &p->y,
+                                   &c->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
+           checked.workspaceSize <= WORKSPACE_BYTES;
 }
 
-/* A line: linear, in, out, rows, element type, and the algorithm's words in hex, zeros for
- * linear_few.cu. */
+/* A line: linear, in, out, rows, element type, kinds, and the algorithm's words in hex. */
 static void cache_read(struct kern_device *d) {
     FILE *file = d->linears->path[0] != '\0' ? fopen(d->linears->path, "re") : NULL;
     if (file == NULL) {
         return;
     }
-    unsigned which, in, out, rows, elem;
-    while (fscanf(file, "%u %u %u %u %u", &which, &in, &out, &rows, &elem) == 5) {
+    unsigned which, in, out, rows, elem, kinds;
+    while (fscanf(file, "%u %u %u %u %u %u", &which, &in, &out, &rows, &elem, &kinds) == 6) {
         uint64_t words[ALGO_WORDS];
         size_t got = 0;
         while (got < ALGO_WORDS && fscanf(file, "%" SCNx64, &words[got]) == 1) {
@@ -272,13 +291,10 @@ static void cache_read(struct kern_device *d) {
             continue;
         }
         memcpy(&c->algo, words, sizeof c->algo);
-        c->few = words_zero(words);
-        cublasLtMatmulHeuristicResult_t checked;
-        c->made =
-            c->few ? few_can(d, rows)
-                   : cublasLtMatmulAlgoCheck(d->linears->handle, d->linears->desc, &p.w, &p.x, &p.y,
-                                             &p.y, &c->algo, &checked) == CUBLAS_STATUS_SUCCESS &&
-                         checked.workspaceSize <= WORKSPACE_BYTES;
+        c->few = (kinds & KIND_FEW) != 0;
+        c->wide = (kinds & KIND_WIDE) != 0;
+        c->wide_lora = (kinds & KIND_WIDE_LORA) != 0;
+        c->made = choice_runs(d, &p, c);
     }
     (void)fclose(file);
 }
@@ -292,8 +308,10 @@ static void cache_write(struct kern_device *d, enum cuda_linear which, const str
     }
     uint64_t words[ALGO_WORDS];
     memcpy(words, &c->algo, sizeof words);
-    (void)fprintf(file, "%u %u %u %u %u", (unsigned)which, p->in, p->out, p->rows,
-                  (unsigned)d->elem);
+    const unsigned kinds = (c->few ? KIND_FEW : 0u) | (c->wide ? KIND_WIDE : 0u) |
+                           (c->wide_lora ? KIND_WIDE_LORA : 0u);
+    (void)fprintf(file, "%u %u %u %u %u %u", (unsigned)which, p->in, p->out, p->rows,
+                  (unsigned)d->elem, kinds);
     for (size_t i = 0; i < ALGO_WORDS; i++) {
         (void)fprintf(file, " %016" PRIx64, words[i]);
     }
@@ -329,18 +347,34 @@ static void buffers_of(const struct kern_device *d, enum cuda_linear which, void
     *y = to[which];
 }
 
+/* A run as in a step: what linear_wide.cu does with gate and up counts for the others too. */
+static bool run_once(struct kern_device *d, enum cuda_linear which, struct product *p,
+                     const struct choice *c, uint32_t layer) {
+    void *x, *y;
+    if (c->wide) {
+        cuda_linear_wide(d, which, layer % d->shape.layers);
+        return true;
+    }
+    buffers_of(d, which, &x, &y);
+    if (product_run(d, p, c, weight_of(d, which, layer), x, y) != CUBLAS_STATUS_SUCCESS) {
+        return false;
+    }
+    if (which == CUDA_GATE_UP && wide_can(d, which, p->rows)) {
+        cuda_act_rows(d, layer % d->shape.layers);
+    }
+    return true;
+}
+
 /* Milliseconds of RUNS runs; negative: it does not run. */
 static float measure(struct kern_device *d, enum cuda_linear which, struct product *p,
                      const struct choice *c) {
     struct cuda_linears *l = d->linears;
-    void *x, *y;
     float ms = -1;
-    buffers_of(d, which, &x, &y);
     for (uint32_t run = 0; run <= RUNS; run++) {
         if (run == 1 && cudaEventRecord(l->begin, d->stream) != cudaSuccess) {
             return -1;
         }
-        if (product_run(d, p, c, weight_of(d, which, run), x, y) != CUBLAS_STATUS_SUCCESS) {
+        if (!run_once(d, which, p, c, run)) {
             return -1;
         }
     }
@@ -382,6 +416,20 @@ static void finals(struct kern_device *d, enum cuda_linear which, struct product
     candidates_sort(all, count < FINALISTS ? count : FINALISTS);
 }
 
+/* The chosen algorithm and linear_wide.cu, if it can, by turns. */
+static void wide_measure(struct kern_device *d, enum cuda_linear which, struct product *p,
+                         struct choice *c) {
+    const struct choice wide = {.wide = true};
+    float ms = INFINITY, wide_ms = INFINITY;
+    for (uint32_t round = 0; wide_can(d, which, p->rows) && round < FINAL_ROUNDS; round++) {
+        const float one = measure(d, which, p, c), other = measure(d, which, p, &wide);
+        ms = one >= 0 && one < ms ? one : ms;
+        wide_ms = other >= 0 && other < wide_ms ? other : wide_ms;
+    }
+    c->wide = wide_ms < ms;
+    c->wide_lora = wide_ms < ms * wide_lora_times[which];
+}
+
 static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t rows,
                        struct err_text *why) {
     struct cuda_linears *l = d->linears;
@@ -416,6 +464,7 @@ static enum err choose(struct kern_device *d, enum cuda_linear which, uint32_t r
         finals(d, which, &p, all, (uint32_t)count);
     }
     *c = all[0].choice;
+    wide_measure(d, which, &p, c);
     c->made = true;
     cache_write(d, which, &p, c);
     return ERR_OK;
@@ -429,13 +478,11 @@ static enum err choose_alike(struct kern_device *d, enum cuda_linear which, uint
     struct product p = product_of(d, which, rows);
     LT_TRY(why, product_layouts(d, &p));
     *c = *choice_at(d, which, rows_measured(d, rows));
-    cublasLtMatmulHeuristicResult_t found;
-    int count = 0;
-    if (cublasLtMatmulAlgoCheck(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y, &c->algo, &found) ==
-            CUBLAS_STATUS_SUCCESS &&
-        found.workspaceSize <= WORKSPACE_BYTES) {
+    if (choice_runs(d, &p, c)) {
         return ERR_OK;
     }
+    cublasLtMatmulHeuristicResult_t found;
+    int count = 0;
     LT_TRY(why, cublasLtMatmulAlgoGetHeuristic(l->handle, l->desc, &p.w, &p.x, &p.y, &p.y,
                                                l->preference, 1, &found, &count));
     c->algo = found.algo;
@@ -468,12 +515,14 @@ enum err cuda_linears_choose(struct kern_device *d, struct err_text *why) {
         return ERR_OK;
     }
     cache_read(d);
+    d->lora_rows = false;
     buffers_fill(d, false);
     enum err e = ERR_OK;
     for (int w = 0; w < CUDA_LINEARS; w++) {
         enum cuda_linear which = (enum cuda_linear)w;
         uint32_t most = which == CUDA_HEAD ? d->sample_rows_max : d->rows_max;
         for (uint32_t rows = most; rows > 0 && e == ERR_OK;) {
+            d->rows = rows; /* of what is measured */
             e = rows_measured(d, rows) == rows ? choose(d, which, rows, why)
                                                : choose_alike(d, which, rows, why);
             uint32_t less = rows - 1; /* the next smaller size */
@@ -501,6 +550,17 @@ void cuda_linear(struct kern_device *d, enum cuda_linear which, const void *w, c
     if (status != CUBLAS_STATUS_SUCCESS && d->failed == ERR_OK) {
         d->failed = lt_fail(&d->fault, status, "cublasLtMatmul");
     }
+}
+
+bool cuda_linear_is_wide(const struct kern_device *d, enum cuda_linear which) {
+    if (d->wide == NULL || which == CUDA_HEAD) {
+        return false;
+    }
+    if (d->wide_always || !d->linears->chosen) {
+        return d->wide_always;
+    }
+    const struct choice *c = choice_at(d, which, d->rows);
+    return d->lora_rows ? c->wide_lora && d->mixed && d->rows >= WIDE_LORA_ROWS : c->wide;
 }
 
 /* ---- what is fetched ahead ---------------------------------------------------------------- */

@@ -6,7 +6,7 @@
  * the rest. In a layer the kernel that reads y next does expand's work, so that no pass over the
  * activations is LoRA's alone. All shapes of a launch depend on the bucket only:
  * which rows belong to which adapter is in the metadata, ranks and places are in the tables. */
-#include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_pack.cuh"
 
 /* Rows of a piece: few enough that a step of some rows has work for all multiprocessors, and many
  * enough that adapters are seldom read again from the second-level cache. */
@@ -50,6 +50,13 @@ uint64_t cuda_lora_scratch_bytes(const struct kern_device *d) {
     return rows * LORA_GROUP_MAX * KERN_RANK_MAX * sizeof(float);
 }
 
+uint64_t cuda_lora_packed_bytes(const struct kern_device *d) {
+    if (d->limits.adapters == 0 || !d->launches_early) {
+        return CUDA_ALIGN; /* never used */
+    }
+    return pack_at(d->rows_max, pack_key(LORA_GROUP_MAX, 0), 0) * sizeof(uint4);
+}
+
 static struct lora_call call_of(const struct kern_device *d, uint32_t layer, uint32_t entry) {
     struct lora_call c = {};
     c.tables = d->tables;
@@ -72,8 +79,8 @@ static void add_out(struct lora_call *c, uint32_t projection, uint32_t at, uint3
     c->projections = projection + 1;
 }
 
-static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
-                                   enum cuda_group group) {
+struct lora_call lora_group_call(const struct kern_device *d, uint32_t layer,
+                                 enum cuda_group group) {
     static const enum kern_module first[CUDA_GROUPS] = {KERN_Q, KERN_O, KERN_GATE, KERN_DOWN};
     struct lora_call c = call_of(d, layer, layer * KERN_MODULES + first[group]);
     switch (group) {
@@ -105,33 +112,39 @@ static struct lora_call group_call(const struct kern_device *d, uint32_t layer,
 
 void cuda_lora_shrink(struct kern_device *d, uint32_t layer, enum cuda_group group, const void *x) {
     const uint32_t cut = d->hopper_shrink ? (uint32_t)CUDA_LORA_64 : cut_of(d);
-    struct lora_call c = group_call(d, layer, group);
+    struct lora_call c = lora_group_call(d, layer, group);
     c.list = &d->meta->lora.tokens[cut];
     c.x = x;
     lora_shrink_launch(d, &c, cut);
 }
 
+void cuda_lora_pack(struct kern_device *d, uint32_t layer, enum cuda_group group) {
+    struct lora_call c = lora_group_call(d, layer, group);
+    c.list = &d->meta->lora.tokens[CUDA_LORA_16];
+    lora_pack_launch(d, &c);
+}
+
 void cuda_lora_expand(struct kern_device *d, uint32_t layer, enum cuda_group group, void *y) {
-    struct lora_call c = group_call(d, layer, group);
+    struct lora_call c = lora_group_call(d, layer, group);
     c.y = y;
     lora_expand_launch(d, &c, cut_of(d), false);
 }
 
 void cuda_lora_qkv_rows(struct kern_device *d, uint32_t layer) {
-    struct lora_call c = group_call(d, layer, CUDA_GROUP_QKV);
+    struct lora_call c = lora_group_call(d, layer, CUDA_GROUP_QKV);
     c.y = d->qkv;
     lora_qkv_launch(d, &c);
 }
 
 void cuda_lora_act_rows(struct kern_device *d, uint32_t layer) {
-    struct lora_call c = group_call(d, layer, CUDA_GROUP_GATE_UP);
+    struct lora_call c = lora_group_call(d, layer, CUDA_GROUP_GATE_UP);
     c.y = d->gate_up;
     lora_act_launch(d, &c);
 }
 
 void cuda_lora_norm_rows(struct kern_device *d, uint32_t layer, enum cuda_group group,
                          const float *w, enum cuda_linear next, uint32_t next_layer) {
-    struct lora_call c = group_call(d, layer, group);
+    struct lora_call c = lora_group_call(d, layer, group);
     c.y = d->x;
     if (!lora_norm_launch(d, c, w, cuda_linear_ahead(d, next, next_layer, CUDA_AHEAD_BYTES))) {
         lora_expand_launch(d, &c, cut_of(d), false);

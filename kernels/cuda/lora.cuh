@@ -42,6 +42,11 @@ struct lora_call {
     uint32_t out[LORA_GROUP_MAX], at[LORA_GROUP_MAX]; /* a projection's columns, the first of y */
 };
 
+/* A group's call, without x and y. */
+struct lora_call lora_group_call(const struct kern_device *d, uint32_t layer,
+                                 enum cuda_group group);
+/* lora_pack.cu; of rows in pieces of 16. */
+void lora_pack_launch(struct kern_device *d, const struct lora_call *c);
 /* Partial sums of x Aᵀ; A's splits. `cut` names the list. */
 void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 /* The same on sm_90a, where d->hopper_shrink. */

@@ -24,6 +24,11 @@ static uint64_t list_elems_max(const struct kern_device *d) {
     return 2 * (columns + UINT64_C(32) * KERN_TILE_COLUMNS) * KERN_RANK_MAX;
 }
 
+/* Tiles of linear_wide.cu, whose clusters have two. */
+static uint32_t tiles_of(uint32_t rows) {
+    return cuda_round_up(rows, 2 * CUDA_LORA_TILE_ROWS) / CUDA_LORA_TILE_ROWS;
+}
+
 uint64_t cuda_lora_meta_bytes(const struct kern_device *d) {
     /* rows are read in runs of 16 bytes */
     CHECK(d->shape.hidden % 8 == 0);
@@ -34,7 +39,10 @@ uint64_t cuda_lora_meta_bytes(const struct kern_device *d) {
     for (uint32_t cut = 0; cut < CUDA_LORA_CUTS; cut++) {
         pieces += pieces_max(cuda_rows(d->limits.step_tokens), cut);
     }
-    return pieces * sizeof(struct cuda_lora_piece) + (CUDA_LORA_CUTS + UINT64_C(1)) * BLOCK_ALIGN;
+    pieces += d->limits.step_tokens; /* whole segments */
+    return pieces * sizeof(struct cuda_lora_piece) +
+           (tiles_of(cuda_rows(d->limits.step_tokens)) + UINT64_C(1)) * sizeof(uint32_t) +
+           (CUDA_LORA_CUTS + UINT64_C(3)) * BLOCK_ALIGN;
 }
 
 /* Writes the pieces of `rows` rows from `row` on; gives how many. `out` NULL: only counts them. */
@@ -118,6 +126,34 @@ static void list_fill(struct cuda_block *b, struct cuda_lora_list *list,
     }
 }
 
+/* The segments as they are, and where each tile's begin. */
+static void whole_fill(struct cuda_block *b, struct cuda_lora_meta *lora,
+                       const struct kern_step *step) {
+    const uint32_t count = step->segment_count, tiles = tiles_of(cuda_rows(step->token_count));
+    lora->whole = (struct cuda_lora_list){.count = count, .all = count};
+    lora->tile_first = NULL;
+    if (count == 0) {
+        return;
+    }
+    struct cuda_lora_piece *pieces = cuda_block_take(b, count * sizeof *pieces);
+    uint32_t *first = cuda_block_take(b, (tiles + UINT64_C(1)) * sizeof *first);
+    lora->whole.pieces = cuda_block_device(b, pieces);
+    lora->tile_first = cuda_block_device(b, first);
+    uint32_t tile = 0;
+    for (uint32_t s = 0; s < count; s++) {
+        const struct kern_segment *segment = &step->segments[s];
+        pieces[s] = (struct cuda_lora_piece){
+            .adapter = segment->adapter, .row = segment->token_begin, .rows = segment->token_count};
+        const uint32_t end = segment->token_begin + segment->token_count;
+        for (; tile <= tiles && tile * CUDA_LORA_TILE_ROWS < end; tile++) {
+            first[tile] = s;
+        }
+    }
+    for (; tile <= tiles; tile++) {
+        first[tile] = count;
+    }
+}
+
 void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, struct cuda_block *b,
                     struct cuda_meta *meta) {
     CHECK(step->token_count <= d->limits.step_tokens);
@@ -125,4 +161,5 @@ void cuda_lora_plan(const struct kern_device *d, const struct kern_step *step, s
         list_fill(b, &meta->lora.tokens[cut], step, cut);
     }
     list_fill(b, &meta->lora.samples, step, CUDA_LORA_CUTS);
+    whole_fill(b, &meta->lora, step);
 }

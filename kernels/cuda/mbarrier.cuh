@@ -14,6 +14,15 @@ static __device__ __forceinline__ void mbarrier_init(uint32_t bar, uint32_t coun
 static __device__ __forceinline__ void mbarrier_arrive(uint32_t bar) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
 }
+/* An arrival; the phase ends only when copies have brought so many bytes as well. */
+static __device__ __forceinline__ void mbarrier_expect(uint32_t bar, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes)
+                 : "memory");
+}
+/* Barriers that this thread has made are seen by copies. */
+static __device__ __forceinline__ void mbarriers_publish() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
 /* An arrival once all copies that this thread has begun are in shared memory; it is one of the
  * `count`. */
 static __device__ __forceinline__ void mbarrier_arrive_copied(uint32_t bar) {

@@ -48,6 +48,9 @@ uint32_t peek_cuda_history(const struct kern_device *d, uint32_t page, uint32_t 
 /* Lets the slots' page lists point nowhere: the next step that writes K and V faults. */
 void peek_cuda_break(struct kern_device *d);
 
+/* Lets linear_wide.cu do all linears of steps to come, launched eagerly; false: it cannot. */
+bool peek_cuda_wide(struct kern_device *d);
+
 /* What a launch of the last step could depend on. */
 struct peek_bucket {
     uint32_t rows, sample_rows; /* padding included */

@@ -107,6 +107,11 @@ struct peek_bucket peek_cuda_bucket(const struct kern_device *d) {
         .rows = d->rows, .sample_rows = d->sample_rows, .mixed = d->mixed, .lora = d->lora_rows};
 }
 
+bool peek_cuda_wide(struct kern_device *d) {
+    d->wide_always = d->wide != NULL;
+    return d->wide_always;
+}
+
 void peek_cuda_break(struct kern_device *d) {
     const struct cuda_tables *t = &d->tables;
     uint64_t bytes = (uint64_t)d->limits.slots * t->slot_page_row * sizeof t->slot_pages[0];

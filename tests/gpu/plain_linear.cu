@@ -70,6 +70,10 @@ extern "C" void cuda_linear(struct kern_device *d, enum cuda_linear which, const
     CUDA_LAUNCHED(d, "plain_linear_kernel");
 }
 
+extern "C" bool cuda_linear_is_wide(const struct kern_device *d, enum cuda_linear which) {
+    return d->wide != nullptr && which != CUDA_HEAD && d->wide_always;
+}
+
 extern "C" struct cuda_ahead cuda_linear_ahead(const struct kern_device *, enum cuda_linear,
                                                uint32_t, uint64_t) {
     return {};

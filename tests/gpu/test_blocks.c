@@ -322,6 +322,22 @@ static void test_largest(void **state) {
     }
 }
 
+/* All linears with LoRA's part in them (linear_wide.cu), whatever is faster. */
+static void test_wide(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < SHAPES && !left_out(i); i++) {
+        open_with(&pair, &shapes[i], false);
+        const bool there = peek_cuda_wide(pair.cuda.device);
+        pair.guard = there && shapes[i].page_tokens < 128;
+        ragged(&pair);
+        if (there) {
+            segments(&pair);
+            largest(&pair);
+        }
+        pair_close(&pair);
+    }
+}
+
 /* Graphs: the same bucket three times with other sequences, adapters, pages and contexts; then one
  * bucket after the other; then steps above them all. */
 static void graphs(struct pair *p) {
@@ -436,6 +452,7 @@ int main(void) {
         cmocka_unit_test(test_ragged),         cmocka_unit_test(test_long_contexts),
         cmocka_unit_test(test_largest),        cmocka_unit_test(test_graphs),
         cmocka_unit_test(test_weights_of_f32), cmocka_unit_test(test_random_histories),
+        cmocka_unit_test(test_wide),
     };
     cmocka_set_test_filter(getenv("LORRY_TEST"));
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -137,11 +137,12 @@ static void neighbours_step(struct watch *w, uint32_t chunk, uint32_t others, ui
     watch_row(w, row, chunk);
 }
 
-static void neighbours(const struct kern_shape *shape, uint32_t adapter, bool warm) {
+static void neighbours(const struct kern_shape *shape, uint32_t adapter, bool warm, bool wide) {
     static struct watch w;
     memset(&w, 0, sizeof w);
     w.seed = seed_take(21);
     open_with(shape, warm);
+    wide = wide && peek_cuda_wide(rig.device);
     for (uint32_t s = 0; s < SEQUENCES; s++) {
         rig_sequence(&rig, s, s % 6 < 4 ? s % 6 : KERN_BASE);
         rig.sequences[s].adapter = s == 0 ? adapter : rig.sequences[s].adapter;
@@ -159,19 +160,22 @@ static void neighbours(const struct kern_shape *shape, uint32_t adapter, bool wa
         neighbours_step(&w, CHUNK, 1 + seed_below(&w.seed, 3), 230, true);
     }
     print_message("seed %llu, %s, adapter %d: %u buckets, %u steps in one seen before\n",
-                  (unsigned long long)seed_take(21), warm ? "graphs" : "eager", (int)adapter,
-                  w.count, w.again);
+                  (unsigned long long)seed_take(21),
+                  warm   ? "graphs"
+                  : wide ? "wide"
+                         : "eager",
+                  (int)adapter, w.count, w.again);
     assert_true(w.again >= (quick() ? 5 : 80));
     rig_close(&rig);
 }
 
 static void test_neighbours_do_not_matter(void **state) {
     (void)state;
-    for (uint32_t warm = 0; warm < 2; warm++) {
-        neighbours(&smol, KERN_BASE, warm != 0);
-        neighbours(&smol, 1, warm != 0);
-        neighbours(&llama, KERN_BASE, warm != 0);
-        neighbours(&llama, 3, warm != 0);
+    for (uint32_t how = 0; how < 3; how++) {
+        neighbours(&smol, KERN_BASE, how == 1, how == 2);
+        neighbours(&smol, 1, how == 1, how == 2);
+        neighbours(&llama, KERN_BASE, how == 1, how == 2);
+        neighbours(&llama, 3, how == 1, how == 2);
     }
 }
 
