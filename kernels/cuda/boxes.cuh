@@ -5,7 +5,7 @@
  * 64 columns, which are 128 bytes, of so many rows. A box arrives as a strip (wgmma.cuh), what lies
  * outside the matrix as zeros. The matrix starts at a multiple of 16 bytes, and so do its rows;
  * shared memory that boxes go to at a multiple of 1,024. A kernel takes a map as a parameter that
- * is __grid_constant__. */
+ * is __grid_constant__, or from constant memory. */
 #ifndef LORRY_KERNELS_CUDA_BOXES_CUH
 #define LORRY_KERNELS_CUDA_BOXES_CUH
 

@@ -202,6 +202,7 @@ struct kern_device {
     bool hopper_attention; /* attention_hopper.cu does prefill; fixed at open */
     bool hopper_shrink;    /* likewise lora_shrink_hopper.cu does all of LoRA's shrink */
     bool few_linears;      /* linear_few.cu can run; fixed at open */
+    void *map_encode;      /* the driver's cuTensorMapEncodeTiled, for boxes.cuh; NULL: none */
 
     struct cuda_meta *meta; /* on the device, fixed; only kernels read it */
     struct cuda_linears *linears;
@@ -215,7 +216,6 @@ struct kern_device {
     unsigned parts; /* of enum cuda_part: what the blocks launch now; the rest is in graphs */
     struct err_text fault; /* of the call that failed first */
     enum err failed;       /* sticky */
-    void *map_encode;      /* the driver's cuTensorMapEncodeTiled, for boxes.cuh; NULL: none */
 };
 
 static inline uint32_t cuda_round_up(uint32_t value, uint32_t multiple) {
@@ -427,6 +427,8 @@ enum cuda_group { CUDA_GROUP_QKV, CUDA_GROUP_O, CUDA_GROUP_GATE_UP, CUDA_GROUP_D
 
 /* What the runtime must be told once of the kernels: their shared memory. */
 enum err cuda_lora_open(struct kern_device *d, struct err_text *why);
+/* Once there is a pool: says where it lies. The kernels of a process know of one pool, the last. */
+enum err cuda_lora_pool(struct kern_device *d, struct err_text *why);
 /* Bytes of scratch that any step within the limits needs. */
 uint64_t cuda_lora_scratch_bytes(const struct kern_device *d);
 /* Likewise of what linear_wide.cu reads. */

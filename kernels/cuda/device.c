@@ -306,7 +306,7 @@ static enum err device_pool(struct kern_device *d, uint32_t page_count, struct e
     d->page_count = page_count;
     cuda_merge_keep(d);
     CU_TRY(why, cudaStreamSynchronize(d->stream));
-    return ERR_OK;
+    return cuda_lora_pool(d, why);
 }
 
 static enum err device_pin(void *base, uint64_t bytes) {

@@ -50,7 +50,7 @@ void lora_pack_launch(struct kern_device *d, const struct lora_call *c);
 /* Partial sums of x Aᵀ; A's splits. `cut` names the list. */
 void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
 /* The same on sm_90a, where d->hopper_shrink. */
-void lora_shrink_hopper_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut);
+void lora_shrink_hopper_launch(struct kern_device *d, const struct lora_call *c);
 /* v = A[:, token], unsplit. */
 void lora_gather_launch(struct kern_device *d, const struct lora_call *c);
 /* y += scale · ((Σ splits) Bᵀ + bias); y is f32 where `logits`. */

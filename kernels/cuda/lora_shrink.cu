@@ -309,7 +309,7 @@ static void launch(struct kern_device *d, const struct lora_call *c) {
 
 void lora_shrink_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
     if (d->hopper_shrink) {
-        lora_shrink_hopper_launch(d, c, cut);
+        lora_shrink_hopper_launch(d, c);
         return;
     }
     CUDA_WITH_ELEM(d, T, {

@@ -8,39 +8,46 @@
  * 24 groups of whatever projections and blocks, so that x is read once where ranks add up to 192 or
  * less. An item is (piece of ≤ 64 rows, split of the columns); a block takes items that are
  * neighbours, mostly of one piece, whose look-ups it then pays once. Four warps load, one
- * warpgroup multiplies. A stage of the ring between them is 64 columns: of x as many rows as the
- * bucket's pieces may have, and a tile of each group, both as strips of 128 bytes (wgmma.cuh).
- * Stage n is the business of warp n % 4 alone: it copies it with cp.async, whose arrival the
- * stage's barrier counts, and goes on to n + 4, over passes and items; what it must look up for
- * pieces to come is on its way meanwhile. The warpgroup learns of a pass from a note and adds four
- * products of 16 columns a stage to its sums [64 rows][ranks]. Rows beyond the piece hold anything,
- * and so do groups beyond the pass, up to the instruction's width: nothing of theirs is stored or
- * meets another sum.
+ * warpgroup multiplies. A stage of the ring between them is one or more tiles of 64 columns: of
+ * each a tile of each group, then the piece's rows of x, as strips of 128 bytes (wgmma.cuh). All of
+ * them come as boxes (boxes.cuh): x is a matrix; so is the whole pool, of 64 columns, in which a
+ * tile of A is consecutive rows. A box of A is 8, 16 or 32 ranks, whichever all ranks of the piece
+ * are multiples of; a row of boxes of 64, 32, 16 and 8 rows makes up a piece's x. Stage n is the
+ * business of warp n % 4 alone, whose lanes have a box each and go on to n + 4, over passes and
+ * items; what it must look up for pieces to come is on its way meanwhile. The warpgroup learns of a
+ * pass from a note and adds four products of 16 columns a tile to its sums [64 rows][ranks]. Rows
+ * beyond the piece hold anything, and so do groups beyond the pass, up to the instruction's width:
+ * nothing of theirs is stored or meets another sum.
+ *
+ * The kernel starts before the one in front ends, looks up its pieces and fetches what it has room
+ * for of A, which nobody writes within a step; x comes after the wait.
  *
  * A row's sum runs over the columns of a split in ascending order, then (in expand) over splits;
  * how many splits there are depends on the bucket and the shape alone, so that neighbours change no
  * bit.
  *
  * Bytes: of x rows × in × 2 a pass; of A rank × in × 2 a piece, from memory once a step, again from
- * the second-level cache where a segment has several pieces; v. On their way: up to 104 KiB a
+ * the second-level cache where a segment has several pieces; v. On their way: up to 100 KiB a
  * block, two blocks a multiprocessor. FLOPs: 2 × rows × rank × in. Sums are f32, products exact.
  * Against f64: ≤ in × 2⁻²⁴ of Σ|x a|.
  *
- * Tried (H200, November 2026, Llama 3.1 8B's shape, 8,192 rows of rank 16, µs of qkv, o, gate_up,
- * down; lora_shrink.cu: 78, 37, 52, 119): as here, one split: 26, 22, 24, 66; two: 31, 28, 29, 87,
- * since the second turn of a few blocks is as long as the first; two loading warps that share every
- * stage: 54, 48, 48, 172; one arrival a stage, sent after waiting for the copies: 31, 25, 27, 75;
- * three blocks of 12 groups and two loading warps, two splits: 24, 21, 23, 64, but a rank of 64
- * then takes 63, 27, 49, 72 in two passes and one split twice that.
+ * Tried (H200, November 2026, Llama 3.1 8B's shape, µs of qkv, o, gate_up and down in a row of each
+ * alone; 8,192 rows of 8 adapters of rank 16 and 64, 1,000 rows of 8 and of 200 of rank 16, 64 of
+ * 8): cp.async of 16 bytes in place of boxes 138, 216, 28, 131, 20; as here 135, 191, 25, 104, 15.
+ * One loading warp: 152, 224, 30, 120, 19, since a box keeps a warp for 100 ns; boxes of 8 ranks
+ * alone: 170, 330, 33, 142, 21. Three stages of 32 KiB, each with a warp: 147, 205, 26, 109, 15; of
+ * 8 KiB: 2% to 15% more. Clusters of two that bring A for each other (of four alike): 246, 392, 33,
+ * 221, 24. Letting the kernel behind begin at once: 2 µs less of 25 in such a row, in a layer 3 µs
+ * more of qkv's 73. The pool's maps in device memory, with the fence that they need there: 0.5 µs
+ * more a kernel.
  *
- * What bounds it: of down's 66 µs 49 are left without the copies, 60 without the products, 27
- * without both: a stage's barriers and its four products, whose latency is the same for few ranks
- * as for many, follow one another in the warpgroup. Memory bounds large steps of rank 16, this
- * bounds steps of many adapters with few rows: 1,000 rows of 200 take 29, 21, 23, 57
- * (lora_shrink.cu: 39, 19, 26, 47), of which 27, 15, 20, 39 without the products. The fence in
- * front of them and the second-level cache's 256 bytes a request cost and gain nothing. */
+ * What bounds it: at 8,192 rows of rank 16 the memory (reading x alone takes 104), at rank 64 the
+ * second-level cache, which sends 5.5 TB/s of x, and of A again for each piece. In a layer, where
+ * a product of the library stands in front, whose end it waits for, few adapters gain nothing
+ * (decode of 512, 8 adapters), 512 adapters 26% of o and 9% of down. */
+#include "kernels/cuda/boxes.cuh"
 #include "kernels/cuda/lora.cuh"
-#include "kernels/cuda/wgmma.cuh"
+#include "kernels/cuda/wgmma_ranks.cuh"
 
 namespace {
 
@@ -53,17 +60,25 @@ enum {
     COMPUTE_WARPS = WARPGROUP / 32,
     LOAD_WARPS = 4, /* each loads stages of its own */
     THREADS = WARPGROUP + 32 * LOAD_WARPS,
-    STAGES = 16,                       /* in shared memory, at most */
-    NOTES = 2 * STAGES,                /* more than passes can be on their way */
-    ROOM = 104 << 10,                  /* of the stages */
-    SHARED_BYTES = ROOM + STRIP_EIGHT, /* to align */
+    STAGES = 16,            /* in shared memory, at most */
+    STAGE_BYTES = 20 << 10, /* of one tile, or of several up to here */
+    ROOM = 100 << 10,       /* of the stages: three tiles of the widest pass of a whole piece */
+    NOTES = STAGES + 1,     /* the last is read while others fill all stages */
+    /* wgmma reads 64 rows, whatever there are; and to align */
+    SHARED_BYTES = ROOM + ROWS * STRIP_ROW + STRIP_EIGHT,
+    X_BOXES = 4,          /* of 8, 16, 32, 64 rows */
+    A_BOXES = 3,          /* of 8, 16, 32 ranks */
+    X_LANE = PASS_GROUPS, /* the lanes behind those of the groups bring x */
 };
+static_assert(X_LANE + X_BOXES <= 32, "a lane each");
+static_assert((int)BOX_COLUMNS == (int)KERN_TILE_COLUMNS, "a box is a tile");
 
 /* What the loaders tell the warpgroup of a pass. */
 struct note {
     float *v;                    /* of the piece's first row, of the split */
     uint32_t rows, tiles;        /* tiles 0: there are no more passes */
     uint32_t groups, width;      /* groups, and those of the instructions */
+    uint32_t eights;             /* likewise of rows */
     uint32_t place[PASS_GROUPS]; /* of a group in a row of v */
 };
 
@@ -74,27 +89,36 @@ struct desk {
 
 struct params {
     struct lora_call c;
-    uint32_t x_bytes; /* of a stage: rows of the longest piece, up to a multiple of 8 */
+    CUtensorMap x[X_BOXES];
 };
+
+/* Of the pages; no parameters, since graphs are made before there is a pool. In device memory each
+ * block would have to fence them. */
+__constant__ CUtensorMap page_maps[A_BOXES];
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* ---- the ring ----------------------------------------------------------------------------- */
 
-/* Stages of equal bytes, while passes of the same width follow one another; where the width
- * changes the ring runs empty and begins anew at its front. All warps walk it alike. */
+/* Stages of equal bytes, while passes of the same shape follow one another; where the shape changes
+ * the ring runs empty and begins anew at its front. All warps walk it alike. */
 struct ring {
-    uint32_t base, x_bytes;
-    uint32_t width, bytes, slots; /* stage bytes, how many there are */
-    uint32_t begin;               /* stage at which this width began; they are numbered through */
+    uint32_t base;
+    uint32_t width, eights;     /* groups and rows, in 8, that a tile has room for */
+    uint32_t tile_bytes, tiles; /* of a stage */
+    uint32_t bytes, slots;      /* of a stage; how many there are */
+    uint32_t begin;             /* stage at which this shape began; they are numbered through */
 };
 
-__device__ __forceinline__ void ring_turn(struct ring &r, uint32_t width, uint32_t stage) {
-    if (width != r.width) {
+__device__ __forceinline__ void ring_turn(struct ring &r, uint32_t width, uint32_t eights,
+                                          uint32_t stage) {
+    if (width != r.width || eights != r.eights) {
         r.width = width;
-        r.bytes = r.x_bytes + width * GROUP_BYTES;
-        /* wgmma reads 64 rows, whatever there are */
-        r.slots = min((ROOM - (ROWS * STRIP_ROW - r.x_bytes)) / r.bytes, (uint32_t)STAGES);
+        r.eights = eights;
+        r.tile_bytes = (width + eights) * GROUP_BYTES;
+        r.tiles = max(STAGE_BYTES / r.tile_bytes, 1u);
+        r.bytes = r.tiles * r.tile_bytes;
+        r.slots = min(ROOM / r.bytes, (uint32_t)STAGES);
         r.begin = stage;
     }
 }
@@ -102,6 +126,12 @@ __device__ __forceinline__ void ring_turn(struct ring &r, uint32_t width, uint32
 /* The phase in which stage `stage` is filled, or emptied again. */
 __device__ __forceinline__ uint32_t stage_parity(uint32_t stage) {
     return stage / STAGES % 2;
+}
+__device__ __forceinline__ uint32_t stage_at(const struct ring &r, uint32_t stage) {
+    return r.base + (stage - r.begin) % r.slots * r.bytes;
+}
+__device__ __forceinline__ uint32_t stage_full(const struct desk &desk, uint32_t stage) {
+    return shared_address(&desk.full[stage % STAGES]);
 }
 
 /* Until `stage` has room. */
@@ -129,11 +159,12 @@ struct feed {
 
 /* A lane's group: where its part of a tile lies. */
 template <typename T> struct group {
+    const T *planes;
     struct lora_pages<T> pages;
     struct lora_run run;
     uint32_t offset; /* in a tile */
     uint32_t place;  /* in a row of v */
-    const T *at;     /* in the tile that is up */
+    uint32_t row;    /* in the tile that is up: of the pages as a matrix of 64 columns */
     uint32_t left;   /* tiles from there to the end of the page */
 };
 
@@ -194,6 +225,7 @@ __device__ __forceinline__ void group_set(const struct lora_call &c, const struc
             projection = p;
         }
     }
+    g.planes = static_cast<const T *>(c.meta->planes);
     g.pages = lora_pages_of<T>(c, f.piece.adapter);
     g.run = lora_run_of(c.page_elems, begin, rank, lora_tiles(c.in), first / KERN_BLOCK_RANKS);
     g.offset = first % KERN_BLOCK_RANKS * KERN_TILE_COLUMNS;
@@ -202,60 +234,24 @@ __device__ __forceinline__ void group_set(const struct lora_call &c, const struc
 
 /* Tile `tile` is up. */
 template <typename T>
-__device__ __forceinline__ void group_seek(const struct lora_call &c, uint32_t tile,
+__device__ __forceinline__ void group_seek(const struct params &p, uint32_t tile,
                                            struct group<T> &g) {
+    const T *at = lora_tile(p.c, g.pages, g.run, tile) + g.offset;
+    g.row = (uint32_t)((at - g.planes) / KERN_TILE_COLUMNS);
     const uint32_t index = g.run.index + tile;
-    uint32_t page, element;
-    lora_place(g.run, tile, &page, &element);
     g.left = index < g.run.first ? g.run.first - index
                                  : g.run.page_tiles - (index - g.run.first) % g.run.page_tiles;
-    g.at = lora_element(c, g.pages, page, element) + g.offset;
 }
 
-/* Of `tile` the tile LOAD_WARPS before was up. */
+/* Of `tile` the tile `step` before was up. */
 template <typename T>
-__device__ __forceinline__ void group_step(const struct lora_call &c, uint32_t tile,
+__device__ __forceinline__ void group_step(const struct params &p, uint32_t tile, uint32_t step,
                                            struct group<T> &g) {
-    if (g.left > LOAD_WARPS) {
-        g.left -= LOAD_WARPS;
-        g.at += LOAD_WARPS * g.run.tile_elems;
+    if (g.left > step) {
+        g.left -= step;
+        g.row += step * (g.run.tile_elems / KERN_TILE_COLUMNS);
     } else {
-        group_seek(c, tile, g);
-    }
-}
-
-/* 16 bytes; memory may bring those round them too, which come next. */
-__device__ __forceinline__ void copy_wide(uint32_t to, const void *from, bool valid) {
-    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
-}
-
-/* The tile of x and of `groups` groups, by one warp: lane l has piece l % 8 of the rows, or ranks,
- * l / 8, l / 8 + 4, … Rows beyond the piece stay what they were. */
-template <typename T>
-__device__ __forceinline__ void copy_stage(const struct params &p, const T *x, uint32_t rows,
-                                           uint32_t tile, const T *group, uint32_t groups,
-                                           uint32_t stage) {
-    const uint32_t lane = threadIdx.x % 32, row = lane / 8, piece = lane % 8;
-    const uint32_t column = tile * KERN_TILE_COLUMNS + piece * 8;
-    const bool inside = column < p.c.in;
-    const uint32_t to[2] = {stage + strip_at(row, piece), stage + strip_at(row + 4, piece)};
-    const T *from = x + (row * p.c.in + (inside ? column : 0));
-#pragma unroll
-    for (uint32_t k = 0; k < ROWS / 4; k++) {
-        if (k * 4 + row < rows) {
-            copy_wide(to[k % 2] + k / 2 * GROUP_BYTES, from, inside);
-        }
-        from += 4 * p.c.in;
-    }
-#pragma unroll 2
-    for (uint32_t g = 0; g < groups; g++) {
-        unsigned long long of = reinterpret_cast<unsigned long long>(group);
-        const T *a = reinterpret_cast<const T *>(__shfl_sync(0xffffffffu, of, g)) + lane * 8;
-        const uint32_t at = p.x_bytes + g * GROUP_BYTES;
-        copy_wide(to[0] + at, a, true);
-        copy_wide(to[1] + at, a + 4 * KERN_TILE_COLUMNS, true);
+        group_seek(p, tile, g);
     }
 }
 
@@ -270,16 +266,32 @@ __device__ __forceinline__ uint32_t width_of(uint32_t groups) {
                           : 24;
 }
 
+/* Eights of rows that a tile has room for. */
+__device__ __forceinline__ uint32_t eights_of(uint32_t rows) {
+    return rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8;
+}
+
 /* A pass over the columns of a split. */
 struct pass {
     uint32_t split, tile_begin, tiles;
-    uint32_t groups, stage; /* its first */
+    uint32_t groups, unit;  /* groups of a box of A */
+    uint32_t stage, stages; /* its first, how many */
 };
 
-template <typename T>
+/* Pass `index` of all; gives its first group. */
+__device__ __forceinline__ uint32_t pass_set(const struct feed &f, uint32_t all, uint32_t index,
+                                             struct pass &pass, struct ring &r) {
+    const uint32_t passes = (all + PASS_GROUPS - 1) / PASS_GROUPS, units = all / pass.unit;
+    const uint32_t first = index * units / passes * pass.unit;
+    pass.groups = (index + 1) * units / passes * pass.unit - first;
+    ring_turn(r, width_of(pass.groups), eights_of(f.piece.rows), pass.stage);
+    pass.stages = (pass.tiles + r.tiles - 1) / r.tiles;
+    return first;
+}
+
 __device__ __forceinline__ void note_write(const struct params &p, const struct feed &f,
-                                           const struct pass &pass, uint32_t width, uint32_t place,
-                                           struct note &to) {
+                                           const struct pass &pass, const struct ring &r,
+                                           uint32_t place, struct note &to) {
     const uint32_t lane = threadIdx.x % 32;
     if (lane < pass.groups) {
         to.place[lane] = place;
@@ -289,55 +301,106 @@ __device__ __forceinline__ void note_write(const struct params &p, const struct 
         to.rows = f.piece.rows;
         to.tiles = pass.tiles;
         to.groups = pass.groups;
-        to.width = width;
+        to.width = r.width;
+        to.eights = r.eights;
     }
     __syncwarp();
 }
 
-/* This warp's stages of a pass: those whose number modulo LOAD_WARPS is its own. */
+/* Tiles of stage `i` of a pass. */
+__device__ __forceinline__ uint32_t tiles_of(const struct pass &pass, const struct ring &r,
+                                             uint32_t i) {
+    return min(r.tiles, pass.tiles - i * r.tiles);
+}
+
+/* A's part of stage `i`; a lane has a group, and the first of a unit brings the box. */
 template <typename T>
-__device__ __forceinline__ void load_pass(const struct params &p, struct desk &desk,
-                                          const struct feed &f, const struct pass &pass,
-                                          struct group<T> &g, struct ring &r, struct note &note) {
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32 - COMPUTE_WARPS;
-    const uint32_t width = width_of(pass.groups);
-    ring_turn(r, width, pass.stage);
-    uint32_t of = (warp + LOAD_WARPS - pass.stage % LOAD_WARPS) % LOAD_WARPS;
-    if (of >= pass.tiles) {
+__device__ __forceinline__ void load_a(const struct params &p, const struct desk &desk,
+                                       const struct pass &pass, const struct ring &r, uint32_t i,
+                                       struct group<T> &g) {
+    const uint32_t lane = threadIdx.x % 32, full = stage_full(desk, pass.stage + i);
+    const bool mine = lane < pass.groups && lane % pass.unit == 0;
+    const CUtensorMap *map = &page_maps[pass.unit / 2];
+    const uint32_t tile = pass.tile_begin + i * r.tiles, tiles = tiles_of(pass, r, i);
+    uint32_t to = stage_at(r, pass.stage + i) + lane * GROUP_BYTES;
+    for (uint32_t t = 0; t < tiles; t++, to += r.tile_bytes) {
+        if (t != 0) {
+            group_step(p, tile + t, 1, g);
+        }
+        if (mine) {
+            copy_box(to, map, 0, g.row, full);
+        }
+    }
+}
+
+/* x's part: a lane has a box of 8, 16, 32 or 64 rows, of which the piece's rows are made up. */
+__device__ __forceinline__ void load_x(const struct params &p, const struct desk &desk,
+                                       const struct cuda_lora_piece &piece, const struct pass &pass,
+                                       const struct ring &r, uint32_t i) {
+    const uint32_t box = threadIdx.x % 32 - X_LANE, eights = (piece.rows + 7) / 8;
+    if (box < X_BOXES && (eights >> box & 1) != 0) {
+        const uint32_t full = stage_full(desk, pass.stage + i), tiles = tiles_of(pass, r, i);
+        const uint32_t first = eights >> (box + 1) << (box + 1); /* the larger ones' */
+        uint32_t column = (pass.tile_begin + i * r.tiles) * KERN_TILE_COLUMNS;
+        uint32_t to = stage_at(r, pass.stage + i) + (r.width + first) * GROUP_BYTES;
+        for (uint32_t t = 0; t < tiles; t++, to += r.tile_bytes, column += KERN_TILE_COLUMNS) {
+            copy_box(to, &p.x[box], column, piece.row + first * 8, full);
+        }
+    }
+    __syncwarp();
+}
+
+/* This warp's stages of a pass: those whose number modulo LOAD_WARPS is its own. Before its first x
+ * come the kernels in front, and the first of A, which they do not touch. */
+template <typename T>
+__device__ __forceinline__ void
+load_pass(const struct params &p, struct desk &desk, const struct feed &f, const struct pass &pass,
+          const struct ring &r, struct group<T> &g, struct note &note, bool &waited) {
+    const uint32_t warp = threadIdx.x / 32 - COMPUTE_WARPS;
+    const uint32_t tile_bytes = (pass.groups + (f.piece.rows + 7) / 8) * GROUP_BYTES;
+    uint32_t i = (warp + LOAD_WARPS - pass.stage % LOAD_WARPS) % LOAD_WARPS;
+    if (i >= pass.stages) {
         return;
     }
-    uint32_t slot = (pass.stage + of - r.begin) % r.slots;
-    const T *x = static_cast<const T *>(p.c.x) + (uint64_t)f.piece.row * p.c.in;
-    group_seek(p.c, pass.tile_begin + of, g);
-    while (of < pass.tiles) {
-        const uint32_t stage = pass.stage + of, tile = pass.tile_begin + of;
-        const uint32_t full = shared_address(&desk.full[stage % STAGES]);
-        room_wait(desk, r, stage);
-        if (of == 0) {
-            note_write<T>(p, f, pass, width, g.place, note);
+    group_seek(p, pass.tile_begin + i * r.tiles, g);
+    while (true) {
+        room_wait(desk, r, pass.stage + i);
+        if (i == 0) {
+            note_write(p, f, pass, r, g.place, note);
         }
-        if (lane == 0) {
-            mbarrier_arrive(full);
+        if (threadIdx.x % 32 == 0) {
+            mbarrier_expect(stage_full(desk, pass.stage + i), tiles_of(pass, r, i) * tile_bytes);
         }
-        copy_stage(p, x, f.piece.rows, tile, g.at, pass.groups, r.base + slot * r.bytes);
-        mbarrier_arrive_copied(full);
-        of += LOAD_WARPS;
-        if (of < pass.tiles) {
-            group_step(p.c, tile + LOAD_WARPS, g);
+        __syncwarp();
+        load_a(p, desk, pass, r, i, g);
+        if (!waited) {
+            launch_wait();
+            waited = true;
         }
-        for (slot += LOAD_WARPS; slot >= r.slots;) {
-            slot -= r.slots;
+        load_x(p, desk, f.piece, pass, r, i);
+        i += LOAD_WARPS;
+        if (i >= pass.stages) {
+            return;
         }
+        group_step(p, pass.tile_begin + i * r.tiles, (LOAD_WARPS - 1) * r.tiles + 1, g);
     }
 }
 
 /* The block's items: neighbours in the row of all, so that most are of the same piece. */
 template <typename T>
 __device__ __forceinline__ void load(const struct params &p, struct desk &desk, struct ring r) {
+    const uint32_t lane = threadIdx.x % 32;
+    if (lane < A_BOXES) {
+        map_prefetch(&page_maps[lane]);
+    } else if (lane - A_BOXES < X_BOXES) {
+        map_prefetch(&p.x[lane - A_BOXES]);
+    }
+    __syncwarp();
     const struct lora_call &c = p.c;
     const uint32_t pieces = c.list->count, items = pieces * c.splits;
-    const uint32_t first = items * blockIdx.x / gridDim.x;
-    const uint32_t end = items * (blockIdx.x + 1) / gridDim.x;
+    const uint32_t share = items / gridDim.x, more = items % gridDim.x;
+    const uint32_t first = blockIdx.x * share + min(blockIdx.x, more);
+    const uint32_t end = first + share + (blockIdx.x < more ? 1 : 0);
     const uint32_t tiles = lora_tiles(c.in), split_tiles = (tiles + c.splits - 1) / c.splits;
     struct feed f;
     feed_begin(c, first / c.splits, pieces, f);
@@ -347,23 +410,20 @@ __device__ __forceinline__ void load(const struct params &p, struct desk &desk, 
     uint32_t notes = 0;
     bool waited = false;
     for (uint32_t item = first; item < end; item++) {
-        const uint32_t all = (f.ranks.rank[0] + f.ranks.rank[1] + f.ranks.rank[2]) / GROUP_RANKS;
-        const uint32_t passes = (all + PASS_GROUPS - 1) / PASS_GROUPS;
+        const uint32_t *ranks = f.ranks.rank;
+        const uint32_t all = (ranks[0] + ranks[1] + ranks[2]) / GROUP_RANKS;
+        const uint32_t bits = (ranks[0] | ranks[1] | ranks[2]) / GROUP_RANKS;
+        pass.unit = bits % 2 != 0 ? 1 : bits % 4 != 0 ? 2 : 4;
         pass.tile_begin = pass.split * split_tiles;
         pass.tiles = min(split_tiles, tiles - pass.tile_begin);
-        for (uint32_t i = 0; i < passes; i++) {
-            const uint32_t from = i * all / passes;
-            pass.groups = (i + 1) * all / passes - from;
-            if (passes > 1 || item == first || pass.split == 0) {
-                group_set(c, f, from + min(threadIdx.x % 32, pass.groups - 1), g);
+        for (uint32_t i = 0; i * PASS_GROUPS < all; i++) {
+            const uint32_t from = pass_set(f, all, i, pass, r);
+            if (all > PASS_GROUPS || item == first || pass.split == 0) {
+                group_set(c, f, from + min(lane, pass.groups - 1), g);
             }
-            if (!waited) {
-                launch_wait();
-                waited = true;
-            }
-            load_pass(p, desk, f, pass, g, r, desk.note[notes % NOTES]);
+            load_pass(p, desk, f, pass, r, g, desk.note[notes % NOTES], waited);
             notes++;
-            pass.stage += pass.tiles;
+            pass.stage += pass.stages;
         }
         if (++pass.split == c.splits) {
             pass.split = 0;
@@ -378,53 +438,14 @@ __device__ __forceinline__ void load(const struct params &p, struct desk &desk, 
         if (pass.stage != 0) {
             room_wait(desk, r, pass.stage);
         }
-        const uint32_t full = shared_address(&desk.full[pass.stage % STAGES]);
-        if (threadIdx.x % 32 == 0) {
+        if (lane == 0) {
             desk.note[notes % NOTES].tiles = 0;
-            mbarrier_arrive(full);
+            mbarrier_arrive(stage_full(desk, pass.stage));
         }
-        mbarrier_arrive_copied(full);
     }
-    copy_async_commit();
-    copy_async_wait<0>();
 }
 
 /* ---- the warpgroup ------------------------------------------------------------------------ */
-
-/* clang-format off */
-#define SHRINK_D(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
-#define SHRINK_D2(j) SHRINK_D(j), SHRINK_D(j + 1)
-#define SHRINK_D4(j) SHRINK_D2(j), SHRINK_D2(j + 2)
-#define SHRINK_D6(j) SHRINK_D4(j), SHRINK_D2(j + 4)
-#define SHRINK_R1 "%0, %1, %2, %3"
-#define SHRINK_R2 SHRINK_R1 ", %4, %5, %6, %7"
-#define SHRINK_R4 SHRINK_R2 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define SHRINK_R6 SHRINK_R4 ", %16, %17, %18, %19, %20, %21, %22, %23"
-#define SHRINK_R8 SHRINK_R6 ", %24, %25, %26, %27, %28, %29, %30, %31"
-#define SHRINK_R12 SHRINK_R8 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-
-/* d += x aᵀ: both K-major in shared memory, n as wide as d. */
-template <typename T, int GROUPS>
-__device__ __forceinline__ void wgmma_ranks(float (&d)[GROUPS][4], uint64_t x, uint64_t a);
-#define SHRINK_WGMMA(T, type, groups, n, regs, xr, ar, ...)                                     \
-    template <>                                                                                 \
-    __device__ __forceinline__ void wgmma_ranks<T, groups>(float (&d)[groups][4], uint64_t x,   \
-                                                           uint64_t a) {                        \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" regs   \
-                     "}, " xr ", " ar ", 1, 1, 1, 0, 0;"                                        \
-                     : __VA_ARGS__                                                              \
-                     : "l"(x), "l"(a));                                                         \
-    }
-#define SHRINK_WGMMAS(T, type)                                                                  \
-    SHRINK_WGMMA(T, type, 1, "8", SHRINK_R1, "%4", "%5", SHRINK_D(0))                           \
-    SHRINK_WGMMA(T, type, 2, "16", SHRINK_R2, "%8", "%9", SHRINK_D2(0))                         \
-    SHRINK_WGMMA(T, type, 4, "32", SHRINK_R4, "%16", "%17", SHRINK_D4(0))                       \
-    SHRINK_WGMMA(T, type, 6, "48", SHRINK_R6, "%24", "%25", SHRINK_D6(0))                       \
-    SHRINK_WGMMA(T, type, 8, "64", SHRINK_R8, "%32", "%33", SHRINK_D4(0), SHRINK_D4(4))         \
-    SHRINK_WGMMA(T, type, 12, "96", SHRINK_R12, "%48", "%49", SHRINK_D6(0), SHRINK_D6(6))
-SHRINK_WGMMAS(__half, "f16")
-SHRINK_WGMMAS(__nv_bfloat16, "bf16")
-/* clang-format on */
 
 /* This warp is done with a stage. */
 __device__ __forceinline__ void release(struct desk &desk, uint32_t stage) {
@@ -439,38 +460,37 @@ template <typename T, int PARTS, int GROUPS>
 __device__ __forceinline__ void compute_pass(const struct params &p, struct desk &desk,
                                              const struct note &note, const struct ring &r,
                                              uint32_t stage) {
-    const uint32_t end = stage + note.tiles;
+    const uint32_t x_from = r.width * GROUP_BYTES;
     uint32_t slot = (stage - r.begin) % r.slots;
     float sum[PARTS][GROUPS][4] = {};
-    for (bool first = true; stage < end; stage++, first = false) {
-        mbarrier_wait(shared_address(&desk.full[stage % STAGES]), stage_parity(stage));
-        fence_async_proxy();
-        const uint32_t at = r.base + slot * r.bytes;
-        const uint64_t x = wgmma_operand(at, 16, STRIP_EIGHT);
-        const uint64_t a = wgmma_operand(at + r.x_bytes, 16, STRIP_EIGHT);
-        wgmma_fence();
+    for (uint32_t left = note.tiles; left != 0; stage++) {
+        const uint32_t tiles = min(left, r.tiles);
+        mbarrier_wait(stage_full(desk, stage), stage_parity(stage));
+        uint32_t at = r.base + slot * r.bytes;
+        for (uint32_t t = 0; t < tiles; t++, at += r.tile_bytes) {
+            const uint64_t a = wgmma_operand(at, 16, STRIP_EIGHT);
+            const uint64_t x = wgmma_operand(at + x_from, 16, STRIP_EIGHT);
+            wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < KERN_TILE_COLUMNS / STEP; k++) {
+            for (int k = 0; k < KERN_TILE_COLUMNS / STEP; k++) {
 #pragma unroll
-            for (int part = 0; part < PARTS; part++) {
-                const uint32_t in = k * STEP * 2 / 16;
-                wgmma_ranks<T, GROUPS>(sum[part], x + in,
-                                       a + (part * GROUPS * GROUP_BYTES / 16 + in));
+                for (int part = 0; part < PARTS; part++) {
+                    const uint32_t in = k * STEP * 2 / 16;
+                    wgmma_ranks<T, GROUPS>(sum[part], x + in,
+                                           a + (part * GROUPS * GROUP_BYTES / 16 + in));
+                }
             }
+            wgmma_commit();
         }
-        wgmma_commit();
-        if (!first) {
-            wgmma_wait<1>();
-            release(desk, stage - 1);
-        }
+        wgmma_wait<0>();
+        release(desk, stage);
+        left -= tiles;
         slot = slot + 1 == r.slots ? 0 : slot + 1;
     }
-    wgmma_wait<0>();
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
         wgmma_hold(sum[part]);
     }
-    release(desk, end - 1);
     const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     const uint32_t v_row = p.c.projections * KERN_RANK_MAX;
     const uint32_t rows = note.rows, groups = note.groups;
@@ -493,15 +513,15 @@ __device__ __forceinline__ void compute_pass(const struct params &p, struct desk
 template <typename T>
 __device__ __forceinline__ void compute(const struct params &p, struct desk &desk, struct ring r) {
     launch_wait(); /* v may still be read */
-    uint32_t stage = 0, tiles = 0;
-    for (uint32_t turn = 0;; turn++, stage += tiles) {
-        mbarrier_wait(shared_address(&desk.full[stage % STAGES]), stage_parity(stage));
+    uint32_t stage = 0;
+    for (uint32_t turn = 0;; turn++) {
+        mbarrier_wait(stage_full(desk, stage), stage_parity(stage));
         const struct note &note = desk.note[turn % NOTES];
-        tiles = note.tiles;
+        const uint32_t tiles = note.tiles;
         if (tiles == 0) {
             break;
         }
-        ring_turn(r, note.width, stage);
+        ring_turn(r, note.width, note.eights, stage);
         switch (note.width) {
         case 1:
             compute_pass<T, 1, 1>(p, desk, note, r, stage);
@@ -528,6 +548,7 @@ __device__ __forceinline__ void compute(const struct params &p, struct desk &des
             compute_pass<T, 2, 12>(p, desk, note, r, stage);
             break;
         }
+        stage += (tiles + r.tiles - 1) / r.tiles;
     }
 }
 
@@ -539,16 +560,16 @@ __global__ void __launch_bounds__(THREADS, LORA_SHRINK_BLOCKS)
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
     extern __shared__ uint4 shrink_shared[];
     __shared__ struct desk desk;
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == WARPGROUP) {
         for (int i = 0; i < STAGES; i++) {
-            mbarrier_init(shared_address(&desk.full[i]), 32 + 1); /* copies, and the note */
+            mbarrier_init(shared_address(&desk.full[i]), 1);
             mbarrier_init(shared_address(&desk.empty[i]), COMPUTE_WARPS);
         }
+        mbarriers_publish();
     }
     __syncthreads();
     struct ring r = {};
-    r.base = (shared_address(shrink_shared) + STRIP_EIGHT - 1) / STRIP_EIGHT * STRIP_EIGHT;
-    r.x_bytes = p.x_bytes;
+    r.base = (shared_address(shrink_shared) + STRIP_EIGHT - 1) & ~(STRIP_EIGHT - 1u);
     if (threadIdx.x < WARPGROUP) {
         compute<T>(p, desk, r);
     } else {
@@ -557,10 +578,15 @@ __global__ void __launch_bounds__(THREADS, LORA_SHRINK_BLOCKS)
 #endif
 }
 
-template <typename T> void launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
+template <typename T> void launch(struct kern_device *d, const struct lora_call *c) {
     struct params p;
     p.c = *c;
-    p.x_bytes = cuda_round_up(min(cuda_lora_cut_rows(cut), c->rows), 8) * STRIP_ROW;
+    for (uint32_t i = 0; i < X_BOXES; i++) {
+        if (!boxes_map(d, &p.x[i], c->x, c->rows, c->in, GROUP_RANKS << i)) {
+            cuda_note(d, cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+            return;
+        }
+    }
     const dim3 grid(min(c->rows * c->splits, (uint32_t)(d->sm_count * LORA_SHRINK_BLOCKS)));
     cuda_launch_early(d, "lora_shrink_hopper", lora_shrink_hopper_kernel<T>,
                       cuda_shape{grid, THREADS, SHARED_BYTES, 1}, p);
@@ -569,7 +595,8 @@ template <typename T> void launch(struct kern_device *d, const struct lora_call 
 template <typename T> enum err open(struct kern_device *d, struct err_text *why) {
     cudaFuncAttributes found;
     CU_TRY(why, cudaFuncGetAttributes(&found, lora_shrink_hopper_kernel<T>));
-    d->hopper_shrink = found.sharedSizeBytes != 0; /* else no body: not compiled for sm_90a */
+    /* no shared memory: no body, for it was not compiled for sm_90a */
+    d->hopper_shrink = found.sharedSizeBytes != 0 && d->map_encode != nullptr;
     if (d->hopper_shrink) {
         CU_TRY(why,
                cudaFuncSetAttribute(lora_shrink_hopper_kernel<T>,
@@ -580,8 +607,8 @@ template <typename T> enum err open(struct kern_device *d, struct err_text *why)
 
 } // namespace
 
-void lora_shrink_hopper_launch(struct kern_device *d, const struct lora_call *c, uint32_t cut) {
-    CUDA_WITH_ELEM(d, T, { launch<T>(d, c, cut); });
+void lora_shrink_hopper_launch(struct kern_device *d, const struct lora_call *c) {
+    CUDA_WITH_ELEM(d, T, { launch<T>(d, c); });
 }
 
 extern "C" enum err cuda_lora_open(struct kern_device *d, struct err_text *why) {
@@ -590,4 +617,20 @@ extern "C" enum err cuda_lora_open(struct kern_device *d, struct err_text *why) 
         return ERR_OK;
     }
     CUDA_WITH_ELEM(d, T, { return open<T>(d, why); });
+}
+
+extern "C" enum err cuda_lora_pool(struct kern_device *d, struct err_text *why) {
+    if (!d->hopper_shrink) {
+        return ERR_OK;
+    }
+    CUtensorMap maps[A_BOXES];
+    const uint64_t plane_rows = d->page_count * d->page_elems / KERN_TILE_COLUMNS;
+    for (uint32_t i = 0; i < A_BOXES; i++) {
+        if (!boxes_map(d, &maps[i], d->planes, d->shape.layers * plane_rows, KERN_TILE_COLUMNS,
+                       GROUP_RANKS << i)) {
+            return cuda_fail(why, cudaErrorInvalidValue, "cuTensorMapEncodeTiled");
+        }
+    }
+    CU_TRY(why, cudaMemcpyToSymbol(page_maps, maps, sizeof maps));
+    return ERR_OK;
 }
