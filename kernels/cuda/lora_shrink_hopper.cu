@@ -33,18 +33,18 @@
  *
  * Tried (H200, November 2026, Llama 3.1 8B's shape, µs of qkv, o, gate_up and down in a row of each
  * alone; 8,192 rows of 8 adapters of rank 16 and 64, 1,000 rows of 8 and of 200 of rank 16, 64 of
- * 8): cp.async of 16 bytes in place of boxes 138, 216, 28, 131, 20; as here 135, 191, 25, 104, 15.
- * One loading warp: 152, 224, 30, 120, 19, since a box keeps a warp for 100 ns; boxes of 8 ranks
- * alone: 170, 330, 33, 142, 21. Three stages of 32 KiB, each with a warp: 147, 205, 26, 109, 15; of
- * 8 KiB: 2% to 15% more. Clusters of two that bring A for each other (of four alike): 246, 392, 33,
- * 221, 24. Letting the kernel behind begin at once: 2 µs less of 25 in such a row, in a layer 3 µs
- * more of qkv's 73. The pool's maps in device memory, with the fence that they need there: 0.5 µs
- * more a kernel.
+ * 8): cp.async of 16 bytes in place of boxes 138, 216, 28, 131, 20; boxes, the kernel behind let go
+ * at once, 135, 191, 23, 99, 15. It begins later here, for in a layer that made qkv 3 µs of 73
+ * slower, though in such a row 3 to 5 µs faster at 1,000 rows. One loading warp: 152, 231, 30, 122,
+ * 19, since a box keeps a warp for 100 ns; boxes of 8 ranks alone: 170, 330, 33, 142, 20. Three
+ * stages of 32 KiB, each with a warp: 146, 205, 24, 104, 14; stages of 8 KiB: 1% to 15% more.
+ * Clusters of two that bring A for each other (of four alike): 246, 392, 33, 230, 24. The pool's
+ * maps in device memory, with the fence that they need there: 0.5 µs more a kernel.
  *
  * What bounds it: at 8,192 rows of rank 16 the memory (reading x alone takes 104), at rank 64 the
  * second-level cache, which sends 5.5 TB/s of x, and of A again for each piece. In a layer, where
  * a product of the library stands in front, whose end it waits for, few adapters gain nothing
- * (decode of 512, 8 adapters), 512 adapters 26% of o and 9% of down. */
+ * (decode of 512, 8 adapters), 512 adapters 25% of o and 9% of down. */
 #include "kernels/cuda/boxes.cuh"
 #include "kernels/cuda/lora.cuh"
 #include "kernels/cuda/wgmma_ranks.cuh"
