@@ -33,10 +33,7 @@ static __device__ __forceinline__ void told_init(uint64_t *told) {
 }
 /* One thread: of this phase, `bytes` are to come. */
 static __device__ __forceinline__ void told_expect(uint64_t *told, uint32_t bytes) {
-    asm volatile(
-        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(told)),
-        "r"(bytes)
-        : "memory");
+    mbarrier_expect(shared_address(told), bytes);
 }
 /* `value` to where block `rank` has `place`, counted at its `told`. */
 static __device__ __forceinline__ void told_put(float *place, uint64_t *told, uint32_t rank,
