@@ -28,11 +28,6 @@ enum {
     REMOVE_FILES = 16, /* open while the folder is removed */
 };
 
-static const char *const modules[KERN_MODULES] = {
-    [KERN_Q] = "self_attn.q_proj", [KERN_K] = "self_attn.k_proj", [KERN_V] = "self_attn.v_proj",
-    [KERN_O] = "self_attn.o_proj", [KERN_GATE] = "mlp.gate_proj", [KERN_UP] = "mlp.up_proj",
-    [KERN_DOWN] = "mlp.down_proj"};
-
 /* ---- files -------------------------------------------------------------------------------- */
 
 /* folder/name; mkdtemp() and ids keep it short. */
@@ -54,7 +49,7 @@ static enum err config_write(const char *folder, uint32_t rank, bool qkvo, struc
     path_join(path, folder, "adapter_config.json");
     json_t *targets = json_array();
     for (enum kern_module m = 0; m <= (qkvo ? KERN_O : KERN_DOWN); m++) {
-        (void)json_array_append_new(targets, json_string(strchr(modules[m], '.') + 1));
+        (void)json_array_append_new(targets, json_string(kern_module_name(m)));
     }
     json_t *root = json_pack("{ss, sI, sI, so}", "peft_type", "LORA", "r", (json_int_t)rank,
                              "lora_alpha", (json_int_t)rank, "target_modules", targets);
@@ -85,8 +80,9 @@ static json_t *header_make(const struct bench_adapters *a, uint32_t rank, uint64
             for (uint32_t b = 0; b < 2; b++) {
                 char name[2 * BENCH_NAME_BYTES];
                 (void)snprintf(name, sizeof name,
-                               "base_model.model.model.layers.%u.%s.lora_%c.weight", layer,
-                               modules[m], b == 0 ? 'A' : 'B');
+                               "base_model.model.model.layers.%u.%s.%s.lora_%c.weight", layer,
+                               m <= KERN_O ? "self_attn" : "mlp", kern_module_name(m),
+                               b == 0 ? 'A' : 'B');
                 header_put(header, name, a->elem, b == 0 ? rank : kern_module_out(s, m),
                            b == 0 ? kern_module_in(s, m) : rank, data_bytes);
             }
