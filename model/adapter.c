@@ -18,6 +18,8 @@
 #include "model/peft_config.h"
 #include "model/safetensors.h"
 
+enum { READS_MAX = 16 }; /* of folders that are replaced while they are read */
+
 /* ---- parsing ------------------------------------------------------------------------------ */
 
 /* All that is known of an adapter before its image is made. Owns what it points to. */
@@ -79,20 +81,40 @@ static void fill_facts(struct model_adapter_facts *f, const struct parsed *p,
                      kern_page_elems(shape, o->page_tokens) * kern_dtype_bytes(o->elem);
 }
 
+/* Reads both files of one folder. One that was replaced may be deleted while it is read: then the
+ * one in its place is read, or found absent. */
+static enum err read_files(struct model_adapter_files *files, const char *id, uint64_t bytes_max,
+                           const struct model_adapter_options *o, struct err_text *why) {
+    for (uint32_t turn = 1;; turn++) {
+        int dir = -1;
+        struct err_text cause = {0};
+        enum err e = model_adapter_folder(o->root, id, &dir, &cause);
+        bool opened = e == ERR_OK;
+        if (opened) {
+            e = model_adapter_files_read(files, dir, bytes_max, &o->crew, &cause);
+        }
+        bool again = opened && e != ERR_OK && turn < READS_MAX &&
+                     model_adapter_folder_changed(o->root, id, dir);
+        if (opened) {
+            (void)close(dir);
+        }
+        if (!again) {
+            if (e != ERR_OK && why != NULL) {
+                *why = cause;
+            }
+            return e;
+        }
+    }
+}
+
 /* Reads the files, and takes the revision from what was known before where that is of these very
  * bytes; else it stays empty. */
 static enum err read_adapter(struct parsed *p, const struct model_facts *model,
                              const struct model_adapter_options *o, const char *id,
                              struct model_adapter_facts *facts, struct err_text *why) {
-    int dir = -1;
-    enum err e = model_adapter_folder(o->root, id, &dir, why);
-    if (e != ERR_OK) {
-        return e;
-    }
     uint64_t page_elems = kern_page_elems(&model->shape, o->page_tokens);
     uint64_t bytes_max = weights_bytes_max(&model->shape, o, page_elems);
-    e = model_adapter_files_read(&p->files, dir, bytes_max, &o->crew, why);
-    (void)close(dir);
+    enum err e = read_files(&p->files, id, bytes_max, o, why);
     if (e != ERR_OK) {
         return e;
     }

@@ -70,6 +70,21 @@ enum err model_adapter_folder(const char *root, const char *id, int *fd, struct 
                    strerror_r(error, room, sizeof room));
 }
 
+bool model_adapter_folder_changed(const char *root, const char *id, int dir) {
+    struct stat read;
+    struct stat named;
+    int root_fd = -1;
+    if (model_adapter_root(root, &root_fd, NULL) != ERR_OK) {
+        return false;
+    }
+    bool there = fstatat(root_fd, id, &named, 0) == 0;
+    bool absent = !there && errno == ENOENT;
+    (void)close(root_fd);
+    bool other = there && fstat(dir, &read) == 0 &&
+                 (read.st_ino != named.st_ino || read.st_dev != named.st_dev);
+    return absent || other;
+}
+
 /* ---- stamps ------------------------------------------------------------------------------- */
 
 /* Takes in one file; that of the weights comes last. */

@@ -19,6 +19,8 @@ struct model_adapter_files {
 NODISCARD enum err model_adapter_root(const char *root, int *fd, struct err_text *why);
 NODISCARD enum err model_adapter_folder(const char *root, const char *id, int *fd,
                                         struct err_text *why);
+/* Whether the id has come to name another folder than the open one, or none. */
+bool model_adapter_folder_changed(const char *root, const char *id, int dir);
 
 /* On an error `out` is empty. Thread: any; the parts of a large file are read by the crew.
  * Errors  ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER (weights above `bytes_max`, a pickle),

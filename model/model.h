@@ -142,7 +142,8 @@ struct model_adapter_options {
 NODISCARD enum err model_adapter_stat(const char *root, const char *id,
                                       struct model_adapter_stamp *stamp, struct err_text *why);
 
-/* Reads, checks and converts an adapter into the host store. `*image` is held for the caller.
+/* Reads, checks and converts an adapter into the host store. `*image` is held for the caller. A
+ * folder that is replaced while it is read is left for the one in its place.
  * Errors  ERR_UNKNOWN_ADAPTER, ERR_ADAPTER_UNREADABLE, ERR_BAD_ADAPTER, ERR_UNSUPPORTED_ADAPTER:
  *         why names the file, field or tensor; ERR_NO_SPACE: the store is full of held images, or
  *         there is no memory for the files: worth retrying.

@@ -5,6 +5,7 @@ depend on every weight, so an answer of the wrong adapter, or of the right one a
 is another answer.
 """
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -26,6 +27,8 @@ MODULES = {  # name: (part of the layer, inputs, outputs)
     "up_proj": ("mlp", HIDDEN, INTERMEDIATE),
     "down_proj": ("mlp", INTERMEDIATE, HIDDEN),
 }
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 # Of the stories' pools: a page holds 16 tokens, two f32 a KV head and dimension, over all layers.
 PAGE_TOKENS = 16
@@ -72,16 +75,23 @@ def make_adapter(folder, seed, rank, modules=("q_proj", "v_proj")):
     return folder
 
 
+def exchange(one, other):
+    """Each takes the other's name, in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(AT_FDCWD, bytes(one), AT_FDCWD, bytes(other), RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), "renameat2", str(one), None, str(other))
+
+
 def place_adapter(root, adapter_id, **how):
-    """Makes an adapter beside the root and renames it into it, replacing one of the same id: the
-    way that adapters are registered."""
+    """Makes an adapter beside the root and renames it into it: the way that adapters are
+    registered. One of the same id is replaced in the same step, so that the id always names an
+    adapter."""
     beside = root.parent / f".{adapter_id}.new"
-    shutil.rmtree(beside, ignore_errors=True)
     make_adapter(beside, **how)
     target = root / adapter_id
     if target.exists():
-        old = root.parent / f".{adapter_id}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    beside.rename(target)
+        exchange(beside, target)
+        shutil.rmtree(beside)
+    else:
+        beside.rename(target)
     return target

@@ -248,6 +248,104 @@ static void test_a_full_store_still_finds_the_bytes(void **state) {
     pool_store_close(s);
 }
 
+/* ---- folders that are replaced ------------------------------------------------------------ */
+
+/* Makes the weights so large, by blanks behind the header, that a crew reads them. */
+static void weights_pad(const char *folder) {
+    enum { BLANKS = 4 << 20 };
+    size_t bytes = 0;
+    uint64_t header = 0;
+    char *old = file_read(folder, "adapter_model.safetensors", &bytes);
+    char *padded = malloc(bytes + BLANKS);
+    assert_non_null(padded);
+    memcpy(&header, old, sizeof header);
+    size_t head = sizeof header + header;
+    header += BLANKS;
+    memcpy(padded, &header, sizeof header);
+    memcpy(padded + sizeof header, old + sizeof header, head - sizeof header);
+    memset(padded + head, ' ', BLANKS);
+    memcpy(padded + head + BLANKS, old + head, bytes - head);
+    file_write(folder, "adapter_model.safetensors", padded, bytes + BLANKS);
+    free(padded);
+    free(old);
+}
+
+/* What becomes of a folder while its weights are read. */
+struct fate {
+    char at[PATH_BYTES];    /* the folder */
+    char aside[PATH_BYTES]; /* goes there; "" = stays */
+    char next[PATH_BYTES];  /* takes its place; "" = none does */
+    bool met;
+};
+
+static void fate_run(void *context, uint32_t count, void (*part)(void *argument, uint32_t index),
+                     void *argument) {
+    struct fate *f = context;
+    for (uint32_t i = 0; i < count; i++) {
+        part(argument, i);
+    }
+    if (f->met) {
+        return;
+    }
+    f->met = true; /* a byte more makes what was read worthless, as a deleted file does */
+    char path[PATH_BYTES];
+    path_join(path, f->at, "adapter_model.safetensors");
+    FILE *file = fopen(path, "ab");
+    assert_non_null(file);
+    assert_int_equal(fputc(' ', file), ' ');
+    assert_int_equal(fclose(file), 0);
+    assert_true(f->aside[0] == '\0' || rename(f->at, f->aside) == 0);
+    assert_true(f->next[0] == '\0' || rename(f->next, f->at) == 0);
+}
+
+/* Loads an adapter that meets its fate; what is known of the one found on ERR_OK. */
+static enum err load_fated(bool goes, bool replaced, struct model_adapter_facts *facts,
+                           struct err_text *why) {
+    char root[PATH_BYTES], beside[PATH_BYTES];
+    struct fate fate = {0};
+    struct pool_store *s = store_open(0);
+    struct pool_image *image = NULL;
+    struct model_adapter_options o = usual;
+    root_make(root);
+    root_make(beside);
+    path_join(fate.at, root, "a");
+    weights_pad(fate.at);
+    if (goes) {
+        path_join(fate.aside, beside, "old");
+    }
+    if (replaced) {
+        path_join(fate.next, beside, "a");
+    }
+    o.root = root;
+    o.crew = (struct model_crew){.run = fate_run, .context = &fate};
+    enum err e = model_adapter_load(model_facts(model), &o, "a", s, &image, facts, why);
+    assert_true(fate.met);
+    if (e == ERR_OK) {
+        pool_store_drop(s, image);
+    }
+    assert_true(e == ERR_OK || image == NULL);
+    pool_store_close(s);
+    scratch_remove(root);
+    scratch_remove(beside);
+    return e;
+}
+
+/* Whoever replaces a folder deletes the old one: a load that was at it reads the new one. */
+static void test_a_folder_that_is_replaced_while_it_is_read(void **state) {
+    (void)state;
+    struct model_adapter_facts facts, found;
+    struct err_text why = {0};
+    struct pool_store *s = store_open(0);
+    pool_store_drop(s, load(s, &usual, "r4-qv", &facts));
+    pool_store_close(s);
+    assert_int_equal(load_fated(true, true, &found, &why), ERR_OK);
+    assert_string_equal(found.revision, facts.revision); /* not that of the padded one */
+    assert_string_equal(why.message, "");
+    assert_int_equal(load_fated(true, false, &found, &why), ERR_UNKNOWN_ADAPTER);
+    assert_int_equal(load_fated(false, false, &found, &why), ERR_ADAPTER_UNREADABLE);
+    assert_non_null(strstr(why.message, "changed while it was read"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_images_are_of_the_files_alone),
@@ -255,6 +353,7 @@ int main(void) {
         cmocka_unit_test(test_files_that_are_known_are_not_hashed),
         cmocka_unit_test(test_fresh_files_get_no_stamp),
         cmocka_unit_test(test_a_full_store_still_finds_the_bytes),
+        cmocka_unit_test(test_a_folder_that_is_replaced_while_it_is_read),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
