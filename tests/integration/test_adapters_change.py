@@ -37,7 +37,7 @@ def test_replaced_while_its_jobs_run(story, root, long_model):
     """The old revision serves who came before, to the end; the new one who comes after."""
     story.model = long_model
     folders.place_adapter(root, "mine", seed=1, rank=4)
-    before = [job(f"before-{i}", "mine", max_tokens=1500) for i in range(3)]
+    before = [job(f"before-{i}", "mine", max_tokens=2500) for i in range(3)]
     expected = story.reference(before)
     story.worker(scheduler__rows=8)
     story.send(before)
@@ -125,7 +125,7 @@ def test_removed_while_its_jobs_run(story, root, long_model):
     """What runs goes on; what comes later is known to be absent; what comes back works."""
     story.model = long_model
     folders.place_adapter(root, "mine", seed=1, rank=4)
-    running = [job("running", "mine", max_tokens=1500)]
+    running = [job("running", "mine", max_tokens=3000)]
     expected = story.reference(running)
     story.worker()
     story.send(running)

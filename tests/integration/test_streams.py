@@ -138,7 +138,7 @@ def test_frames_are_gathered(story):
 def test_frames_come_while_the_job_runs(story, long_model):
     story.model = long_model
     story.worker()
-    story.send([{"id": "j", "prompt": "Hi", "max_tokens": 2500, "ignore_eos": True}])
+    story.send([{"id": "j", "prompt": "Hi", "max_tokens": 4000, "ignore_eos": True}])
     story.wait_streaming("j", tokens=20)
     assert "j" not in story.finals()
     story.check()

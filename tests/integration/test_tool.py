@@ -126,7 +126,7 @@ def test_openai_batch(story):
         assert choice["finish_reason"] in ("stop", "length")
         usage = body["usage"]
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    finals = {final["custom_id"]: final for final in story.finals().values()}
+    finals = {final["custom_id"]: final for final in story.wait_finals(12).values()}
     for each in good:
         choice = each["response"]["body"]["choices"][0]
         final = finals[each["custom_id"]]
