@@ -112,7 +112,7 @@ def test_replaced_again_and_again(story, root, store_bytes):
         done.set()
         replacing.join()
     for job_id, final in finals.items():
-        assert final["status"] == "succeeded", final
+        assert final["status"] == "succeeded", final["error"]
         same = [e[job_id] for e in expected if e[job_id]["revision"] == final["revision"]]
         assert len(same) == 1, (job_id, final["revision"])
         check_same({job_id: final}, {job_id: same[0]})
