@@ -81,30 +81,37 @@ static void fill_facts(struct model_adapter_facts *f, const struct parsed *p,
                      kern_page_elems(shape, o->page_tokens) * kern_dtype_bytes(o->elem);
 }
 
-/* Reads both files of one folder. One that was replaced may be deleted while it is read: then the
- * one in its place is read, or found absent. */
+/* Reads both files of the folder that the id names now. `gone`: whether it failed at a folder that
+ * the id names no more, for one that was replaced may be deleted while it is read. */
+static enum err read_folder(struct model_adapter_files *files, const char *id, uint64_t bytes_max,
+                            const struct model_adapter_options *o, bool *gone,
+                            struct err_text *why) {
+    int dir = -1;
+    enum err e = model_adapter_folder(o->root, id, &dir, why);
+    if (e != ERR_OK) {
+        return e;
+    }
+    e = model_adapter_files_read(files, dir, bytes_max, &o->crew, why);
+    *gone = e != ERR_OK && model_adapter_folder_changed(o->root, id, dir);
+    (void)close(dir);
+    return e;
+}
+
+/* The same until it is read, or is not to be. */
 static enum err read_files(struct model_adapter_files *files, const char *id, uint64_t bytes_max,
                            const struct model_adapter_options *o, struct err_text *why) {
-    for (uint32_t turn = 1;; turn++) {
-        int dir = -1;
-        struct err_text cause = {0};
-        enum err e = model_adapter_folder(o->root, id, &dir, &cause);
-        bool opened = e == ERR_OK;
-        if (opened) {
-            e = model_adapter_files_read(files, dir, bytes_max, &o->crew, &cause);
-        }
-        bool again = opened && e != ERR_OK && turn < READS_MAX &&
-                     model_adapter_folder_changed(o->root, id, dir);
-        if (opened) {
-            (void)close(dir);
-        }
-        if (!again) {
-            if (e != ERR_OK && why != NULL) {
-                *why = cause;
-            }
-            return e;
-        }
+    struct err_text cause;
+    enum err e = ERR_OK;
+    bool gone = true;
+    for (uint32_t turn = 0; gone && turn < READS_MAX; turn++) {
+        gone = false;
+        cause = (struct err_text){0}; /* nothing is said of a folder that another has replaced */
+        e = read_folder(files, id, bytes_max, o, &gone, &cause);
     }
+    if (e != ERR_OK && why != NULL) {
+        *why = cause;
+    }
+    return e;
 }
 
 /* Reads the files, and takes the revision from what was known before where that is of these very
