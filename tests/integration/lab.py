@@ -19,6 +19,7 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
     ConsumerGroupTopicPartitions,
+    KafkaError,
     KafkaException,
     Producer,
     TopicPartition,
@@ -485,8 +486,20 @@ class Lab:
         )
 
     def create_topics(self, topics):
-        for done in self.admin.create_topics(topics).values():
-            done.result(PATIENCE_S)
+        left = {topic.topic: topic for topic in topics}
+
+        def created():
+            for name, done in self.admin.create_topics(list(left.values())).items():
+                try:
+                    done.result(PATIENCE_S)
+                    del left[name]
+                except KafkaException as error:
+                    # A broker that was stopped for some seconds is fenced until its next heartbeat.
+                    if error.args[0].code() != KafkaError.INVALID_REPLICATION_FACTOR:
+                        raise
+            return not left
+
+        eventually("the topics are made", created)
 
         def known():
             there = self.admin.list_topics(timeout=PATIENCE_S).topics
