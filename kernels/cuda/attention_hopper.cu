@@ -458,14 +458,14 @@ __device__ __forceinline__ void compute_jobs(const struct params &p, struct desk
             }
         }
         number += tiles;
-        release(&desk->q_empty[slot]);
+        mbarrier_arrive(shared_address(&desk->q_empty[slot])); /* every lane has read the job */
     }
 }
 
 __device__ __forceinline__ void desk_init(struct desk *desk) {
     for (int i = 0; i < SLOTS; i++) {
         mbarrier_init(shared_address(&desk->q_full[i]), WARPGROUP + 1); /* q, and the job */
-        mbarrier_init(shared_address(&desk->q_empty[i]), COMPUTE_WARPS);
+        mbarrier_init(shared_address(&desk->q_empty[i]), COMPUTERS);
     }
     for (int i = 0; i < STAGES; i++) {
         mbarrier_init(shared_address(&desk->k_full[i]), WARPGROUP);

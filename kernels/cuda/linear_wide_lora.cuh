@@ -405,13 +405,27 @@ __device__ __forceinline__ void rows_load(const struct lora_call &c, const uint4
     }
 }
 
+/* A slot's note, read by the lane that will release the slot and told to the others. */
+__device__ __forceinline__ struct slot_note note_take(const struct slot_note &from) {
+    constexpr uint32_t ALL = 0xffffffffu;
+    struct slot_note note = {};
+    if (threadIdx.x % WARP == 0) {
+        note = from;
+    }
+    note.begin = __shfl_sync(ALL, note.begin, 0);
+    note.end = __shfl_sync(ALL, note.end, 0);
+    note.key = __shfl_sync(ALL, note.key, 0);
+    note.halves = __shfl_sync(ALL, note.halves, 0);
+    return note;
+}
+
 /* Begins to load what the tile's first slot wants. */
 template <bool PAIR>
 __device__ __forceinline__ void rows_ahead(const struct lora_call &c, const uint4 *packed,
                                            uint32_t row, const struct slot_desk &desk,
                                            const struct slot_ring &r, struct slot_rows<PAIR> &v) {
     mbarrier_wait(shared_address(&desk.full[r.slot]), r.phase);
-    const struct slot_note note = desk.note[r.slot];
+    const struct slot_note note = note_take(desk.note[r.slot]);
     if (note.begin < note.end && note.key != NO_KEY) {
         rows_load<PAIR>(c, packed, row, note.key, v);
     }
@@ -444,9 +458,7 @@ __device__ __forceinline__ uint32_t slot_take(const struct lora_call &c,
     for (;;) {
         const uint32_t slot = r.slot;
         mbarrier_wait(shared_address(&desk.full[slot]), r.phase);
-        struct slot_note note = desk.note[slot];
-        note.begin = __shfl_sync(0xffffffffu, note.begin, 0);
-        note.end = __shfl_sync(0xffffffffu, note.end, 0);
+        const struct slot_note note = note_take(desk.note[slot]);
         slot_next(r);
         if (note.begin >= note.end) {
             slot_release(desk, slot);

@@ -311,20 +311,37 @@ unit_add(const struct lora_call &c, const T *plane, const struct norm_unit &u, u
     }
 }
 
-/* This block's groups of all rows, to all blocks of the cluster. */
+/* This block's groups of all rows, to all blocks of the cluster. A block without others stores them
+ * itself, for only in a cluster may an address be one of a cluster. */
 template <typename T, int SUBTILES, int TILES>
 static __device__ __forceinline__ void sums_put(uint32_t turn,
                                                 norm_shared<T, SUBTILES, TILES> &shared) {
     constexpr uint32_t ROWS = SUBTILES * 16;
     const uint32_t size = cluster_size(), rank = cluster_rank();
-    if (threadIdx.x == 0) {
+    if (size > 1 && threadIdx.x == 0) {
         told_expect(&shared.told[turn], ROWS * TILES * size * (uint32_t)sizeof(float));
     }
     for (uint32_t i = threadIdx.x; i < ROWS * TILES * size; i += THREADS) {
         const uint32_t row = i % ROWS, group = i / ROWS % TILES, to = i / (ROWS * TILES);
         const float *t = shared.tile_sum[group][row];
         const float sum = ((t[0] + t[1]) + (t[2] + t[3])) + ((t[4] + t[5]) + (t[6] + t[7]));
-        told_put(&shared.group_sum[turn][rank * TILES + group][row], &shared.told[turn], to, sum);
+        float *place = &shared.group_sum[turn][rank * TILES + group][row];
+        if (size > 1) {
+            told_put(place, &shared.told[turn], to, sum);
+        } else {
+            *place = sum;
+        }
+    }
+}
+
+/* Until those of all blocks are here. */
+template <typename T, int SUBTILES, int TILES>
+static __device__ __forceinline__ void sums_wait(uint32_t turn, uint32_t phase,
+                                                 norm_shared<T, SUBTILES, TILES> &shared) {
+    if (cluster_size() > 1) {
+        told_wait(&shared.told[turn], phase);
+    } else {
+        __syncthreads();
     }
 }
 
@@ -337,7 +354,7 @@ unit_norm(const struct lora_call &c, const struct norm_args &a, const struct nor
     constexpr uint32_t MINE = SUBTILES * HALVES; /* rows of a lane; the four of a row share them */
     static_assert(MINE <= 4, "a lane makes one scale");
     const uint32_t lane = threadIdx.x % 32, groups = cluster_size() * TILES;
-    told_wait(&shared.told[turn], phase);
+    sums_wait(turn, phase, shared);
     float total = 0;
     for (uint32_t g = 0; g < groups; g++) {
         total += shared.group_sum[turn][g][lane % MINE * 8 + lane / 4];

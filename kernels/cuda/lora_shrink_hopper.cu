@@ -75,11 +75,11 @@ static_assert((int)BOX_COLUMNS == (int)KERN_TILE_COLUMNS, "a box is a tile");
 
 /* What the loaders tell the warpgroup of a pass. */
 struct note {
-    float *v;                    /* of the piece's first row, of the split */
-    uint32_t rows, tiles;        /* tiles 0: there are no more passes */
-    uint32_t groups, width;      /* groups, and those of the instructions */
-    uint32_t eights;             /* likewise of rows */
-    uint32_t place[PASS_GROUPS]; /* of a group in a row of v */
+    uint64_t v;     /* address of the piece's first row, of the split */
+    uint32_t tiles; /* 0: there are no more passes */
+    uint32_t rows, groups;
+    uint32_t first;   /* group in the row of all ranks */
+    uint32_t ends[2]; /* groups up to the end of the first, the second projection */
 };
 
 struct desk {
@@ -163,7 +163,6 @@ template <typename T> struct group {
     struct lora_pages<T> pages;
     struct lora_run run;
     uint32_t offset; /* in a tile */
-    uint32_t place;  /* in a row of v */
     uint32_t row;    /* in the tile that is up: of the pages as a matrix of 64 columns */
     uint32_t left;   /* tiles from there to the end of the page */
 };
@@ -229,7 +228,6 @@ __device__ __forceinline__ void group_set(const struct lora_call &c, const struc
     g.pages = lora_pages_of<T>(c, f.piece.adapter);
     g.run = lora_run_of(c.page_elems, begin, rank, lora_tiles(c.in), first / KERN_BLOCK_RANKS);
     g.offset = first % KERN_BLOCK_RANKS * KERN_TILE_COLUMNS;
-    g.place = projection * KERN_RANK_MAX + first;
 }
 
 /* Tile `tile` is up. */
@@ -274,37 +272,31 @@ __device__ __forceinline__ uint32_t eights_of(uint32_t rows) {
 /* A pass over the columns of a split. */
 struct pass {
     uint32_t split, tile_begin, tiles;
-    uint32_t groups, unit;  /* groups of a box of A */
+    uint32_t first, groups; /* in the row of all ranks */
+    uint32_t unit;          /* groups of a box of A */
     uint32_t stage, stages; /* its first, how many */
 };
 
-/* Pass `index` of all; gives its first group. */
-__device__ __forceinline__ uint32_t pass_set(const struct feed &f, uint32_t all, uint32_t index,
-                                             struct pass &pass, struct ring &r) {
+/* Pass `index` of all. */
+__device__ __forceinline__ void pass_set(const struct feed &f, uint32_t all, uint32_t index,
+                                         struct pass &pass, struct ring &r) {
     const uint32_t passes = (all + PASS_GROUPS - 1) / PASS_GROUPS, units = all / pass.unit;
-    const uint32_t first = index * units / passes * pass.unit;
-    pass.groups = (index + 1) * units / passes * pass.unit - first;
+    pass.first = index * units / passes * pass.unit;
+    pass.groups = (index + 1) * units / passes * pass.unit - pass.first;
     ring_turn(r, width_of(pass.groups), eights_of(f.piece.rows), pass.stage);
     pass.stages = (pass.tiles + r.tiles - 1) / r.tiles;
-    return first;
 }
 
+/* One lane, which then arrives at the stage's barrier. */
 __device__ __forceinline__ void note_write(const struct params &p, const struct feed &f,
-                                           const struct pass &pass, const struct ring &r,
-                                           uint32_t place, struct note &to) {
-    const uint32_t lane = threadIdx.x % 32;
-    if (lane < pass.groups) {
-        to.place[lane] = place;
-    }
-    if (lane == 0) {
-        to.v = lora_v(p.c, pass.split, f.piece.row, 0);
-        to.rows = f.piece.rows;
-        to.tiles = pass.tiles;
-        to.groups = pass.groups;
-        to.width = r.width;
-        to.eights = r.eights;
-    }
-    __syncwarp();
+                                           const struct pass &pass, struct note &to) {
+    to.v = reinterpret_cast<uint64_t>(lora_v(p.c, pass.split, f.piece.row, 0));
+    to.tiles = pass.tiles;
+    to.rows = f.piece.rows;
+    to.groups = pass.groups;
+    to.first = pass.first;
+    to.ends[0] = f.ranks.rank[0] / GROUP_RANKS;
+    to.ends[1] = (f.ranks.rank[0] + f.ranks.rank[1]) / GROUP_RANKS;
 }
 
 /* Tiles of stage `i` of a pass. */
@@ -365,10 +357,10 @@ load_pass(const struct params &p, struct desk &desk, const struct feed &f, const
     group_seek(p, pass.tile_begin + i * r.tiles, g);
     while (true) {
         room_wait(desk, r, pass.stage + i);
-        if (i == 0) {
-            note_write(p, f, pass, r, g.place, note);
-        }
         if (threadIdx.x % 32 == 0) {
+            if (i == 0) {
+                note_write(p, f, pass, note);
+            }
             mbarrier_expect(stage_full(desk, pass.stage + i), tiles_of(pass, r, i) * tile_bytes);
         }
         __syncwarp();
@@ -417,9 +409,9 @@ __device__ __forceinline__ void load(const struct params &p, struct desk &desk, 
         pass.tile_begin = pass.split * split_tiles;
         pass.tiles = min(split_tiles, tiles - pass.tile_begin);
         for (uint32_t i = 0; i * PASS_GROUPS < all; i++) {
-            const uint32_t from = pass_set(f, all, i, pass, r);
+            pass_set(f, all, i, pass, r);
             if (all > PASS_GROUPS || item == first || pass.split == 0) {
-                group_set(c, f, from + min(lane, pass.groups - 1), g);
+                group_set(c, f, pass.first + min(lane, pass.groups - 1), g);
             }
             load_pass(p, desk, f, pass, r, g, desk.note[notes % NOTES], waited);
             notes++;
@@ -455,15 +447,44 @@ __device__ __forceinline__ void release(struct desk &desk, uint32_t stage) {
     }
 }
 
+/* A word of a note, read by the lane that releases stages and told to the others. */
+template <typename V> __device__ __forceinline__ V note_take(const V &word) {
+    V v = {};
+    if (threadIdx.x % 32 == 0) {
+        v = word;
+    }
+    return __shfl_sync(0xffffffffu, v, 0);
+}
+
+/* Where the sums of 8 ranks go in a row of v. */
+struct places {
+    uint32_t ends[2], shifts[2];
+};
+
+__device__ __forceinline__ struct places places_of(const struct note &note) {
+    struct places p;
+    p.ends[0] = note_take(note.ends[0]);
+    p.ends[1] = note_take(note.ends[1]);
+    p.shifts[0] = KERN_RANK_MAX - p.ends[0] * GROUP_RANKS;
+    p.shifts[1] = KERN_RANK_MAX - (p.ends[1] - p.ends[0]) * GROUP_RANKS;
+    return p;
+}
+
+/* `group`: in the row of all ranks. */
+__device__ __forceinline__ uint32_t place_at(const struct places &p, uint32_t group) {
+    return group * GROUP_RANKS + (group < p.ends[0] ? 0 : p.shifts[0]) +
+           (group < p.ends[1] ? 0 : p.shifts[1]);
+}
+
 /* A pass, by PARTS instructions of GROUPS groups each, 16 columns at a time. */
 template <typename T, int PARTS, int GROUPS>
 __device__ __forceinline__ void compute_pass(const struct params &p, struct desk &desk,
-                                             const struct note &note, const struct ring &r,
-                                             uint32_t stage) {
+                                             const struct note &note, uint32_t left,
+                                             const struct ring &r, uint32_t stage) {
     const uint32_t x_from = r.width * GROUP_BYTES;
     uint32_t slot = (stage - r.begin) % r.slots;
     float sum[PARTS][GROUPS][4] = {};
-    for (uint32_t left = note.tiles; left != 0; stage++) {
+    for (; left != 0; stage++) {
         const uint32_t tiles = min(left, r.tiles);
         mbarrier_wait(stage_full(desk, stage), stage_parity(stage));
         uint32_t at = r.base + slot * r.bytes;
@@ -493,13 +514,16 @@ __device__ __forceinline__ void compute_pass(const struct params &p, struct desk
     }
     const uint32_t lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
     const uint32_t v_row = p.c.projections * KERN_RANK_MAX;
-    const uint32_t rows = note.rows, groups = note.groups;
-    float *v = note.v + ((uint64_t)row * v_row + lane % 4 * 2);
+    const uint32_t rows = note_take(note.rows), groups = note_take(note.groups);
+    const uint32_t first = note_take(note.first);
+    const struct places places = places_of(note);
+    float *v =
+        reinterpret_cast<float *>(note_take(note.v)) + ((uint64_t)row * v_row + lane % 4 * 2);
 #pragma unroll
     for (int n = 0; n < PARTS * GROUPS; n++) {
         if (n < groups) {
             const float *s = sum[n / GROUPS][n % GROUPS];
-            float *to = v + note.place[n];
+            float *to = v + place_at(places, first + n);
             if (row < rows) {
                 *reinterpret_cast<float2 *>(to) = make_float2(s[0], s[1]);
             }
@@ -517,35 +541,35 @@ __device__ __forceinline__ void compute(const struct params &p, struct desk &des
     for (uint32_t turn = 0;; turn++) {
         mbarrier_wait(stage_full(desk, stage), stage_parity(stage));
         const struct note &note = desk.note[turn % NOTES];
-        const uint32_t tiles = note.tiles;
+        const uint32_t tiles = note_take(note.tiles);
         if (tiles == 0) {
             break;
         }
-        ring_turn(r, note.width, note.eights, stage);
-        switch (note.width) {
+        ring_turn(r, width_of(note_take(note.groups)), eights_of(note_take(note.rows)), stage);
+        switch (r.width) {
         case 1:
-            compute_pass<T, 1, 1>(p, desk, note, r, stage);
+            compute_pass<T, 1, 1>(p, desk, note, tiles, r, stage);
             break;
         case 2:
-            compute_pass<T, 1, 2>(p, desk, note, r, stage);
+            compute_pass<T, 1, 2>(p, desk, note, tiles, r, stage);
             break;
         case 4:
-            compute_pass<T, 1, 4>(p, desk, note, r, stage);
+            compute_pass<T, 1, 4>(p, desk, note, tiles, r, stage);
             break;
         case 6:
-            compute_pass<T, 1, 6>(p, desk, note, r, stage);
+            compute_pass<T, 1, 6>(p, desk, note, tiles, r, stage);
             break;
         case 8:
-            compute_pass<T, 1, 8>(p, desk, note, r, stage);
+            compute_pass<T, 1, 8>(p, desk, note, tiles, r, stage);
             break;
         case 12:
-            compute_pass<T, 1, 12>(p, desk, note, r, stage);
+            compute_pass<T, 1, 12>(p, desk, note, tiles, r, stage);
             break;
         case 16:
-            compute_pass<T, 2, 8>(p, desk, note, r, stage);
+            compute_pass<T, 2, 8>(p, desk, note, tiles, r, stage);
             break;
         default:
-            compute_pass<T, 2, 12>(p, desk, note, r, stage);
+            compute_pass<T, 2, 12>(p, desk, note, tiles, r, stage);
             break;
         }
         stage += (tiles + r.tiles - 1) / r.tiles;
