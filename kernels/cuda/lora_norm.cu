@@ -22,7 +22,10 @@
  * and 14.6, of 200 adapters 38 and 31 (memory alone: 48, 49, 6.2, 12.2); 16 rows 6.7 and 6.2.
  * Tried, of the first and third: a barrier of the cluster for the sums, whose release waits for all
  * stores to x: 83 and 16.4. 4 blocks a multiprocessor, which spills registers: 101 and 20. Of the
- * first: 16 rows a unit, 3 blocks: 84. */
+ * first: 16 rows a unit, 3 blocks: 84. Units of 16 rows of whatever adapters (32 in mixed steps), 2
+ * blocks: what o's and down's adapters add, shrink included, 59 and 101 in place of 73 and 106
+ * (256 decode rows of as many adapters), 95 and 176 of 113 and 226 (512), but of one adapter 17 and
+ * 28 of 14 and 24 (512), and 114 and 139 of 82 and 117 at 8,192 rows; no gain in whole steps. */
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/lora_expand.cuh"
 #include "kernels/cuda/norm.cuh"
