@@ -63,10 +63,12 @@ if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.4)
   return()
 endif()
 
+# Not the stubs, which a toolkit puts first: they are for linking alone, nothing is there to run.
+set(cuda_folders ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
+list(FILTER cuda_folders EXCLUDE REGEX "/stubs/?$")
 find_path(LORRY_CUBLAS_INCLUDE cublasLt.h HINTS ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
-find_library(LORRY_CUBLASLT NAMES cublasLt libcublasLt.so.13 libcublasLt.so.12
-  HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
-find_library(LORRY_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES})
+find_library(LORRY_CUBLASLT NAMES cublasLt libcublasLt.so.13 libcublasLt.so.12 HINTS ${cuda_folders})
+find_library(LORRY_CUDART cudart_static HINTS ${cuda_folders})
 if(NOT LORRY_CUBLAS_INCLUDE OR NOT LORRY_CUBLASLT OR NOT LORRY_CUDART)
   lorry_cuda_absent("${CMAKE_CUDA_COMPILER} has no cuBLASLt beside it")
   return()
