@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -66,9 +67,17 @@ static enum err does_not_fit(enum err e) {
     return e == ERR_NO_SPACE ? ERR_NO_MEMORY : e;
 }
 
+/* Bytes of this process that were resident at most so far. */
+static uint64_t resident_peak(void) {
+    struct rusage usage = {0};
+    (void)getrusage(RUSAGE_SELF, &usage);
+    return (uint64_t)usage.ru_maxrss << 10;
+}
+
 static enum err open_device(struct worker *w, struct err_text *why) {
     const struct config *c = w->options.config;
     const struct model_facts *facts = model_facts(w->model);
+    const uint64_t peak = resident_peak();
     w->ops = kern_find(c->device_kind, why);
     if (w->ops == NULL) {
         return ERR_BAD_CONFIG;
@@ -96,6 +105,9 @@ static enum err open_device(struct worker *w, struct err_text *why) {
     }
     if (e == ERR_OK) {
         e = w->ops->pool(w->device, w->plan.page_count, why);
+    }
+    if (w->ops != kern_cpu()) { /* what driver, libraries and graphs take here shows only now */
+        w->plan.memory_bytes += resident_peak() - peak;
     }
     return does_not_fit(e);
 }
