@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy
 from safetensors.numpy import save_file
 
+import device
+
 TINY = Path(__file__).resolve().parents[1] / "golden" / "tiny-llama"
 
 # tests/golden/tiny-llama/model/config.json
@@ -30,10 +32,10 @@ MODULES = {  # name: (part of the layer, inputs, outputs)
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
-# Of the stories' pools: a page holds 16 tokens, two f32 a KV head and dimension, over all layers.
+# Of the stories' pools: a page holds 16 tokens, two elements a KV head and dimension, over all layers.
 PAGE_TOKENS = 16
 PAGE_ELEMENTS = PAGE_TOKENS * 2 * KEY_VALUE
-PAGE_BYTES = PAGE_ELEMENTS * 4 * LAYERS
+PAGE_BYTES = PAGE_ELEMENTS * device.ELEMENT_BYTES * LAYERS
 
 
 def make_model(folder, positions):

@@ -26,11 +26,15 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
+import device
+import folders
 from outcomes import Record, Sent, best_finals, check_finals, decode
 
 # A broker that stories stop is no news, and soon there again.
 QUIET = {"log_level": 2, "reconnect.backoff.max.ms": 500}
 
+# A GPU's pool is given in pages.
+POOL = {"pool.pages": (64 << 20) // folders.PAGE_BYTES} if device.ON_GPU else {"pool.bytes": "64M"}
 PATIENCE_S = 40  # for what takes a second or two on an idle machine
 
 
@@ -263,9 +267,9 @@ class Story:
         return {
             "model": self.model,
             "adapters": self.adapters,
-            "device.kind": "cpu",  # also where there is a GPU
+            "device.kind": "cuda" if device.ON_GPU else "cpu",
             "device.threads": 1,
-            "pool.bytes": "64M",
+            **POOL,
             "store.bytes": "128M",
         }
 

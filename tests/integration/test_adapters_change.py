@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+import device
 import folders
 from lab import eventually
 from outcomes import check_same
@@ -125,7 +126,7 @@ def test_removed_while_its_jobs_run(story, root, long_model):
     """What runs goes on; what comes later is known to be absent; what comes back works."""
     story.model = long_model
     folders.place_adapter(root, "mine", seed=1, rank=4)
-    running = [job("running", "mine", max_tokens=3000)]
+    running = [job("running", "mine", max_tokens=device.tokens(3000))]
     expected = story.reference(running)
     story.worker()
     story.send(running)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
+import device
 from lab import eventually
 from outcomes import check_same, check_stream, counted, streams_of
 
@@ -22,6 +23,7 @@ def first_time(text, piece):
     return text.find(piece)
 
 
+@device.to_the_letter
 def test_stop_strings_cut_exactly(story):
     text = whole_text(story)
     assert len(text) > 40
@@ -77,6 +79,7 @@ def as_floats(entries):
     return tokens, struct.pack(f"{len(numbers)}f", *numbers)
 
 
+@device.to_the_letter
 def test_logprobs_and_penalties(story):
     """Frames' log-probabilities add up to the final's, and all is as `lorry run` says it."""
     options = [
@@ -138,7 +141,8 @@ def test_frames_are_gathered(story):
 def test_frames_come_while_the_job_runs(story, long_model):
     story.model = long_model
     story.worker()
-    story.send([{"id": "j", "prompt": "Hi", "max_tokens": 4000, "ignore_eos": True}])
+    story.send([{"id": "j", "prompt": "Hi", "max_tokens": device.tokens(4000),
+                 "ignore_eos": True}])
     story.wait_streaming("j", tokens=20)
     assert "j" not in story.finals()
     story.check()
@@ -147,6 +151,7 @@ def test_frames_come_while_the_job_runs(story, long_model):
 LIMIT = 2000  # of a record on the results topic
 
 
+@device.to_the_letter
 def test_results_too_large_for_the_broker(story):
     """First the tokens go, then the job has failed; neighbours in the same batch of the producer
     are as they would be alone."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import device
 import folders
 from lab import as_flags, clean_environment, eventually
 from outcomes import check_finals, check_same
@@ -273,6 +274,7 @@ def test_adapters_while_the_worker_runs(story, tmp_path):
     assert answer("gone")["error"]["code"] == "unknown_adapter"
 
 
+@device.to_the_letter
 def test_an_adapter_is_replaced_under_a_running_job(story, tmp_path, long_model):
     root = tmp_path / "root"
     root.mkdir()
