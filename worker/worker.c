@@ -67,6 +67,12 @@ static enum err does_not_fit(enum err e) {
     return e == ERR_NO_SPACE ? ERR_NO_MEMORY : e;
 }
 
+static const char *no_shapes(enum err e) {
+    return e == ERR_NO_SPACE ? "no memory is left on the device; take a smaller scheduler.rows or "
+                               "scheduler.step_tokens, or see what else is on it"
+                             : err_text(e);
+}
+
 /* Bytes of this process that were resident at most so far. */
 static uint64_t resident_peak(void) {
     struct rusage usage = {0};
@@ -97,7 +103,7 @@ static enum err open_device(struct worker *w, struct err_text *why) {
     if (e == ERR_OK) {
         e = model_warm(facts, w->ops, w->device);
         if (e != ERR_OK) {
-            (void)err_set(why, e, "the model's step shapes were not made: %s", err_text(e));
+            (void)err_set(why, e, "the model's step shapes were not made: %s", no_shapes(e));
         }
     }
     if (e == ERR_OK) {

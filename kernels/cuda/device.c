@@ -185,7 +185,6 @@ static enum err runtime_open(struct kern_device *d, struct err_text *why) {
     CU_TRY(why, cudaDeviceGetStreamPriorityRange(&low, &high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->stream, cudaStreamNonBlocking, high));
     CU_TRY(why, cudaStreamCreateWithPriority(&d->loads, cudaStreamNonBlocking, low));
-    /* A product's blocks go first; shrink's take what is left, and its tail. */
     return ERR_OK;
 }
 

@@ -14,8 +14,11 @@ struct cuda_memory {
 };
 
 enum err cuda_fail(struct err_text *why, cudaError_t result, const char *call) {
-    enum err e = result == cudaErrorMemoryAllocation ? ERR_NO_SPACE : ERR_DEVICE;
-    return err_set(why, e, "%s: %s (%s)", call, cudaGetErrorString(result),
+    if (result == cudaErrorMemoryAllocation) {
+        return err_set(why, ERR_NO_SPACE,
+                       "%s: the GPU has no memory left; nvidia-smi shows what else is on it", call);
+    }
+    return err_set(why, ERR_DEVICE, "%s: %s (%s)", call, cudaGetErrorString(result),
                    cudaGetErrorName(result));
 }
 
