@@ -84,9 +84,10 @@ SETS = {
     ),  # fmt: skip
     "slora": Set(
         "S-LoRA's workloads to 2,000 adapters; its pool and its order of jobs as baselines",
-        540,
+        960,
         [
             cases("S1:5", "S1:2000", "S1:500", "S2:5", "S2:200", "S2:1000"),
+            cases("S1rate:5", "S1rate:200", "S1rate:2000"),
             sliced("G16", "G16a"),
             sliced("G64", "G64a"),
             sliced("S2small:200"),
