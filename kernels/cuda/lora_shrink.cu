@@ -20,14 +20,14 @@
  * l / 4) and A (rank l / 4) alike. Where a group's tile lies is worked out by one lane each.
  *
  * Tried: on a stream of its own beside the base product, B1(8) gave 16,313 output tokens/s, in line
- * 16,453 (H200, November 2026): the product leaves nothing free.
+ * 16,453 (H200, November 2026): the product leaves nothing free. Decode steps of 1 to 256 rows took
+ * 3 to 4% longer so: kernels that wait for two others begin later.
  *
  * Bytes: of A rank × in × 2 a piece, from memory once a step, again from the second-level cache
  * where a segment has several pieces; of x rows × in × 2 a pass. FLOPs: 2 × rows × rank × in.
  * Sums are f32, products exact. Against f64: ≤ in × 2⁻²⁴ of Σ|x a|. */
-#include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_groups.cuh"
 
-static constexpr uint32_t GROUP_RANKS = 8;
 static constexpr uint32_t HALF = 32; /* columns of two instructions, of a tile's 64 */
 
 /* Blocks of threads that are to fit a multiprocessor, which is what limits registers. */
@@ -52,37 +52,6 @@ template <typename T> struct shrink_work {
     uint32_t rows;
     uint32_t tile_begin, tile_end;
 };
-
-/* What a lane knows of the group that is its own. */
-struct shrink_group {
-    struct lora_run run; /* of its rank block */
-    uint32_t offset;     /* of the group in a tile */
-    uint32_t place;      /* in a row of v */
-};
-
-struct shrink_ranks {
-    uint32_t rank[LORA_GROUP_MAX], begin[LORA_GROUP_MAX];
-};
-
-/* Group `group` of the row of all ranks. */
-static __device__ __forceinline__ struct shrink_group
-group_at(const struct lora_call &c, const struct shrink_ranks &r, uint32_t group) {
-    uint32_t rank = r.rank[0], begin = r.begin[0], projection = 0, at = group * GROUP_RANKS;
-#pragma unroll
-    for (uint32_t p = 1; p < LORA_GROUP_MAX; p++) {
-        if (projection == p - 1 && at >= rank) {
-            at -= rank;
-            rank = r.rank[p];
-            begin = r.begin[p];
-            projection = p;
-        }
-    }
-    struct shrink_group g;
-    g.run = lora_run_of(c.page_elems, begin, rank, lora_tiles(c.in), at / KERN_BLOCK_RANKS);
-    g.offset = at % KERN_BLOCK_RANKS * KERN_TILE_COLUMNS;
-    g.place = projection * KERN_RANK_MAX + at;
-    return g;
-}
 
 /* 8 columns of a row; zeros beyond the piece or the matrix. */
 template <typename T>
@@ -124,7 +93,7 @@ static __device__ __forceinline__ void multiply(const struct lora_call &c, const
 /* Where a lane's group lies in tile `tile`, as a number that lanes can pass on. */
 template <typename T>
 static __device__ __forceinline__ unsigned long long
-group_place(const struct lora_call &c, const shrink_work<T> &w, const struct shrink_group &group,
+group_place(const struct lora_call &c, const shrink_work<T> &w, const struct lora_group &group,
             uint32_t tile) {
     if (tile >= w.tile_end) {
         return 0;
@@ -152,7 +121,7 @@ static __device__ __forceinline__ void a_load(unsigned long long mine, bool ther
 /* One warp's share of a pass: DEEP tiles, or half of one, are on their way at once. */
 template <typename T, int SUBTILES, int GROUPS>
 static __device__ __forceinline__ void
-shrink_tiles(const struct lora_call &c, const shrink_work<T> &w, const struct shrink_group &group,
+shrink_tiles(const struct lora_call &c, const shrink_work<T> &w, const struct lora_group &group,
              float (&sum)[SUBTILES][GROUPS][4]) {
     constexpr int DEEP = deep_of(SUBTILES, GROUPS), HALVES = SUBTILES == 1 ? 2 : 1;
     const uint32_t run = threadIdx.x % 4 * 8;
@@ -219,7 +188,7 @@ static __device__ __forceinline__ void shrink_store(const struct lora_call &c,
 template <typename T, int SUBTILES, int GROUPS>
 static __device__ __forceinline__ void
 shrink_pass(const struct lora_call &c, const shrink_work<T> &w, uint32_t count,
-            const struct shrink_group &group, float4 *room, uint32_t *place) {
+            const struct lora_group &group, float4 *room, uint32_t *place) {
     if constexpr (GROUPS > 1) {
         if (count < GROUPS) {
             shrink_pass<T, SUBTILES, GROUPS - 1>(c, w, count, group, room, place);
@@ -252,17 +221,7 @@ static __device__ __forceinline__ void
 shrink_item(const struct lora_call &c, const struct cuda_lora_piece &piece, uint32_t split,
             uint32_t share, float4 *room, uint32_t *place) {
     constexpr uint32_t GROUPS = groups_of(MAX_SUBTILES);
-    struct shrink_ranks r = {};
-    uint32_t ranks = 0;
-#pragma unroll
-    for (uint32_t p = 0; p < LORA_GROUP_MAX; p++) {
-        if (p < c.projections) {
-            const struct kern_lora *lora = lora_entry(c, piece.adapter, p);
-            r.rank[p] = lora->rank;
-            r.begin[p] = (uint32_t)lora->a;
-            ranks += r.rank[p];
-        }
-    }
+    const struct lora_ranks r = lora_ranks_of(c, piece.adapter);
     const uint32_t tiles = lora_tiles(c.in), split_tiles = (tiles + c.splits - 1) / c.splits;
     shrink_work<T> w;
     w.pages = lora_pages_of<T>(c, piece.adapter);
@@ -271,10 +230,10 @@ shrink_item(const struct lora_call &c, const struct cuda_lora_piece &piece, uint
     w.rows = piece.rows;
     w.tile_begin = split * split_tiles;
     w.tile_end = min(w.tile_begin + split_tiles, tiles);
-    const uint32_t all = ranks / GROUP_RANKS, passes = (all + GROUPS - 1) / GROUPS;
+    const uint32_t all = lora_groups_of(r), passes = (all + GROUPS - 1) / GROUPS;
     for (uint32_t pass = share; pass < passes; pass += c.shares) {
         uint32_t from = pass * all / passes, count = (pass + 1) * all / passes - from;
-        struct shrink_group group = group_at(c, r, from + min(threadIdx.x % 32, count - 1));
+        struct lora_group group = lora_group_at(c, r, from + min(threadIdx.x % 32, count - 1));
         if (MAX_SUBTILES == 1 || piece.rows <= 16) {
             shrink_pass<T, 1, GROUPS>(c, w, count, group, room, place);
         } else {

@@ -41,14 +41,16 @@
  * Clusters of two that bring A for each other (of four alike): 246, 392, 33, 230, 24. The pool's
  * maps in device memory, with the fence that they need there: 0.5 µs more a kernel. Several tiles
  * by one box (those of A are neighbours in a page, those of x by a map of three dimensions), a
- * third of the boxes: 33 µs in place of 30, the mean of a whole run of 200 adapters.
+ * third of the boxes: 33 µs in place of 30, the mean of a whole run of 200 adapters. Twice the
+ * splits: decode steps 0 to 1% longer, at 1 to 600 rows. A first turn of the warpgroup without
+ * rows, so that its instructions are at hand when x comes: 1% off steps of up to 64 rows.
  *
  * What bounds it: at 8,192 rows of rank 16 the memory (reading x alone takes 104), at rank 64 the
  * second-level cache, which sends 5.5 TB/s of x, and of A again for each piece. In a layer, where
  * a product of the library stands in front, whose end it waits for, few adapters gain nothing
  * (decode of 512, 8 adapters), 512 adapters 25% of o and 9% of down. */
 #include "kernels/cuda/boxes.cuh"
-#include "kernels/cuda/lora.cuh"
+#include "kernels/cuda/lora_groups.cuh"
 #include "kernels/cuda/wgmma_ranks.cuh"
 
 namespace {
@@ -56,7 +58,6 @@ namespace {
 enum {
     ROWS = 64,                 /* of a piece, at most: m of wgmma */
     STEP = 16,                 /* k of wgmma */
-    GROUP_RANKS = 8,           /* n is a multiple */
     GROUP_BYTES = STRIP_EIGHT, /* of a tile's columns of a group; of as many rows of x */
     PASS_GROUPS = 24,          /* of a pass, at most: 96 registers */
     COMPUTE_WARPS = WARPGROUP / 32,
@@ -148,14 +149,10 @@ __device__ __forceinline__ void room_wait(const struct desk &desk, const struct 
 
 /* ---- the loaders -------------------------------------------------------------------------- */
 
-struct shrink_ranks {
-    uint32_t rank[LORA_GROUP_MAX], begin[LORA_GROUP_MAX];
-};
-
 /* A piece, as all loaders know it; what they need of the next two is on its way. */
 struct feed {
     struct cuda_lora_piece piece, next, after;
-    struct shrink_ranks ranks, ranks_next;
+    struct lora_ranks ranks, ranks_next;
     uint32_t number, pieces;
 };
 
@@ -177,20 +174,6 @@ __device__ __forceinline__ struct cuda_lora_piece piece_of(const struct lora_cal
     return c.list->pieces[number];
 }
 
-__device__ __forceinline__ struct shrink_ranks ranks_of(const struct lora_call &c,
-                                                        uint32_t adapter) {
-    struct shrink_ranks r = {};
-#pragma unroll
-    for (uint32_t p = 0; p < LORA_GROUP_MAX; p++) {
-        if (p < c.projections && adapter != KERN_BASE) {
-            const struct kern_lora *lora = lora_entry(c, adapter, p);
-            r.rank[p] = lora->rank;
-            r.begin[p] = (uint32_t)lora->a;
-        }
-    }
-    return r;
-}
-
 __device__ __forceinline__ void feed_begin(const struct lora_call &c, uint32_t number,
                                            uint32_t pieces, struct feed &f) {
     f.number = number;
@@ -198,8 +181,8 @@ __device__ __forceinline__ void feed_begin(const struct lora_call &c, uint32_t n
     f.piece = piece_of(c, number, pieces);
     f.next = piece_of(c, number + 1, pieces);
     f.after = piece_of(c, number + 2, pieces);
-    f.ranks = ranks_of(c, f.piece.adapter);
-    f.ranks_next = ranks_of(c, f.next.adapter);
+    f.ranks = lora_ranks_of(c, f.piece.adapter);
+    f.ranks_next = lora_ranks_of(c, f.next.adapter);
 }
 
 __device__ __forceinline__ void feed_next(const struct lora_call &c, struct feed &f) {
@@ -207,7 +190,7 @@ __device__ __forceinline__ void feed_next(const struct lora_call &c, struct feed
     f.piece = f.next;
     f.ranks = f.ranks_next;
     f.next = f.after;
-    f.ranks_next = ranks_of(c, f.next.adapter);
+    f.ranks_next = lora_ranks_of(c, f.next.adapter);
     f.after = piece_of(c, f.number + 2, f.pieces);
 }
 
@@ -215,21 +198,11 @@ __device__ __forceinline__ void feed_next(const struct lora_call &c, struct feed
 template <typename T>
 __device__ __forceinline__ void group_set(const struct lora_call &c, const struct feed &f,
                                           uint32_t index, struct group<T> &g) {
-    uint32_t rank = f.ranks.rank[0], begin = f.ranks.begin[0], projection = 0;
-    uint32_t first = index * GROUP_RANKS;
-#pragma unroll
-    for (uint32_t p = 1; p < LORA_GROUP_MAX; p++) {
-        if (projection == p - 1 && first >= rank) {
-            first -= rank;
-            rank = f.ranks.rank[p];
-            begin = f.ranks.begin[p];
-            projection = p;
-        }
-    }
+    const struct lora_group at = lora_group_at(c, f.ranks, index);
     g.planes = static_cast<const T *>(c.meta->planes);
     g.pages = lora_pages_of<T>(c, f.piece.adapter);
-    g.run = lora_run_of(c.page_elems, begin, rank, lora_tiles(c.in), first / KERN_BLOCK_RANKS);
-    g.offset = first % KERN_BLOCK_RANKS * KERN_TILE_COLUMNS;
+    g.run = at.run;
+    g.offset = at.offset;
 }
 
 /* Tile `tile` is up. */
@@ -405,7 +378,7 @@ __device__ __forceinline__ void load(const struct params &p, struct desk &desk, 
     bool waited = false;
     for (uint32_t item = first; item < end; item++) {
         const uint32_t *ranks = f.ranks.rank;
-        const uint32_t all = (ranks[0] + ranks[1] + ranks[2]) / GROUP_RANKS;
+        const uint32_t all = lora_groups_of(f.ranks);
         const uint32_t bits = (ranks[0] | ranks[1] | ranks[2]) / GROUP_RANKS;
         pass.unit = bits % 2 != 0 ? 1 : bits % 4 != 0 ? 2 : 4;
         pass.tile_begin = pass.split * split_tiles;
@@ -490,6 +463,7 @@ __device__ __forceinline__ void compute_pass(const struct params &p, struct desk
         const uint32_t tiles = min(left, r.tiles);
         mbarrier_wait(stage_full(desk, stage), stage_parity(stage));
         uint32_t at = r.base + slot * r.bytes;
+#pragma unroll 1 /* the code would be 125 KB in place of 76 */
         for (uint32_t t = 0; t < tiles; t++, at += r.tile_bytes) {
             const uint64_t a = wgmma_operand(at, 16, STRIP_EIGHT);
             const uint64_t x = wgmma_operand(at + x_from, 16, STRIP_EIGHT);
