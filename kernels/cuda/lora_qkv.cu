@@ -193,6 +193,39 @@ static __device__ __forceinline__ void multiply_block(const qkv_place<T> &p, uin
     }
 }
 
+/* A warp's units of an item. Where B streams, the four warps take a head's rows together, so that
+ * it comes from the first-level cache three times of four; else a warp takes a head. */
+struct qkv_order {
+    uint32_t groups, count; /* of 8 rows in the piece; of the warp's units */
+    uint32_t warp;
+    bool streams;
+
+    __device__ __forceinline__ qkv_order(const qkv_work &w, uint32_t heads) {
+        const uint32_t steps = (w.end - w.head + heads - 1) / heads;
+        warp = threadIdx.x / 32;
+        groups = (w.side.rows + QKV_ROWS - 1) / QKV_ROWS;
+        streams = w.side.rank > KEPT_RANKS;
+        count = streams ? (groups * steps + LORA_WARPS - 1 - warp) / LORA_WARPS
+                        : (warp < steps ? groups : 0);
+    }
+    __device__ __forceinline__ uint32_t step(uint32_t unit) const {
+        return streams ? (unit * LORA_WARPS + warp) / groups : warp;
+    }
+    __device__ __forceinline__ uint32_t row(uint32_t unit) const {
+        return (streams ? (unit * LORA_WARPS + warp) % groups : unit) * QKV_ROWS;
+    }
+};
+
+/* The lane's part of unit `unit` of an item. */
+template <int HEAD_DIM>
+static __device__ __forceinline__ struct qkv_lane lane_of(const struct qkv_view &v,
+                                                          const qkv_work &w, const qkv_order &o,
+                                                          uint32_t lane, uint32_t unit) {
+    return qkv_lane_of<HEAD_DIM>(lane, w.side.row + o.row(unit),
+                                 min(w.side.row + w.side.rows, v.meta->token_count),
+                                 w.head + o.step(unit) * qkv_step<HEAD_DIM>::HEADS, w.end);
+}
+
 /* ---- what a block keeps ------------------------------------------------------------------- */
 
 /* B of the next item's head of this warp, its first block. */
@@ -272,12 +305,15 @@ static __device__ __forceinline__ void b_keep(const struct lora_call &c, const q
     copy_async_commit();
 }
 
-/* Fills the room; where the item `keeps` B, with that of the thread's `first` unit. Loads that wait
- * for others are on their way while v is added up. */
+/* Fills the room with all but v; where the item keeps B, with that of the thread's first unit. No
+ * kernel in front writes any of it. */
 template <typename T, int HEAD_DIM>
-static __device__ __forceinline__ void
-room_fill(const struct lora_call &c, const struct qkv_view &v, const qkv_work &w,
-          const struct qkv_lane &first, bool keeps, qkv_room<T> &room) {
+static __device__ __forceinline__ void room_prepare(const struct lora_call &c,
+                                                    const struct qkv_view &v, const qkv_work &w,
+                                                    qkv_room<T> &room) {
+    const qkv_order order(w, qkv_step<HEAD_DIM>::HEADS);
+    const struct qkv_lane first = lane_of<HEAD_DIM>(v, w, order, threadIdx.x % 32, 0);
+    const bool keeps = w.side.rank != 0 && !order.streams && order.count != 0;
     const uint32_t row = w.side.row + threadIdx.x;
     const bool keyed = w.before != 0 && threadIdx.x < w.side.rows && row < v.meta->token_count;
     struct cuda_token token = {};
@@ -303,11 +339,17 @@ room_fill(const struct lora_call &c, const struct qkv_view &v, const qkv_work &w
             room.places[block][step][group][half] = half_of<T, HEAD_DIM>(c, w, l, block, half);
         }
     }
-    if (w.side.rank != 0 && w.side.rank <= STAGE_RANKS) {
-        fill_stage(c, w.side, 0, room.v);
-    }
     if (keyed) {
         room.keys[threadIdx.x] = keys;
+    }
+}
+
+/* With v too. */
+template <typename T>
+static __device__ __forceinline__ void room_finish(const struct lora_call &c, const qkv_work &w,
+                                                   qkv_room<T> &room) {
+    if (w.side.rank != 0 && w.side.rank <= STAGE_RANKS) {
+        fill_stage(c, w.side, 0, room.v);
     }
     copy_async_wait<0>();
     __syncthreads();
@@ -388,39 +430,6 @@ static __device__ __forceinline__ void delta_bias(const struct lora_call &c, con
 
 /* ---- units -------------------------------------------------------------------------------- */
 
-/* A warp's units of an item. Where B streams, the four warps take a head's rows together, so that
- * it comes from the first-level cache three times of four; else a warp takes a head. */
-struct qkv_order {
-    uint32_t groups, count; /* of 8 rows in the piece; of the warp's units */
-    uint32_t warp;
-    bool streams;
-
-    __device__ __forceinline__ qkv_order(const qkv_work &w, uint32_t heads) {
-        const uint32_t steps = (w.end - w.head + heads - 1) / heads;
-        warp = threadIdx.x / 32;
-        groups = (w.side.rows + QKV_ROWS - 1) / QKV_ROWS;
-        streams = w.side.rank > KEPT_RANKS;
-        count = streams ? (groups * steps + LORA_WARPS - 1 - warp) / LORA_WARPS
-                        : (warp < steps ? groups : 0);
-    }
-    __device__ __forceinline__ uint32_t step(uint32_t unit) const {
-        return streams ? (unit * LORA_WARPS + warp) / groups : warp;
-    }
-    __device__ __forceinline__ uint32_t row(uint32_t unit) const {
-        return (streams ? (unit * LORA_WARPS + warp) % groups : unit) * QKV_ROWS;
-    }
-};
-
-/* The lane's part of unit `unit` of an item. */
-template <int HEAD_DIM>
-static __device__ __forceinline__ struct qkv_lane lane_of(const struct qkv_view &v,
-                                                          const qkv_work &w, const qkv_order &o,
-                                                          uint32_t lane, uint32_t unit) {
-    return qkv_lane_of<HEAD_DIM>(lane, w.side.row + o.row(unit),
-                                 min(w.side.row + w.side.rows, v.meta->token_count),
-                                 w.head + o.step(unit) * qkv_step<HEAD_DIM>::HEADS, w.end);
-}
-
 template <typename T, int HEAD_DIM>
 static __device__ __forceinline__ T *y_of(const struct lora_call &c, const struct qkv_lane &l) {
     return static_cast<T *>(c.y) + (uint64_t)l.row * c.y_row + (l.head * HEAD_DIM + l.column);
@@ -469,10 +478,8 @@ static __device__ __forceinline__ void
 qkv_units(const struct lora_call &c, const struct qkv_view &v, const qkv_work &w,
           const qkv_work &next, bool more, uint4 (&words)[4], qkv_room<T> &room) {
     const qkv_order order(w, qkv_step<HEAD_DIM>::HEADS);
-    const bool keeps = w.side.rank != 0 && !order.streams;
     uint32_t lane = threadIdx.x % 32;
-    room_fill<T, HEAD_DIM>(c, v, w, lane_of<HEAD_DIM>(v, w, order, lane, 0),
-                           keeps && order.count != 0, room);
+    room_finish(c, w, room);
     const qkv_ahead<T> ahead = ahead_of<T, HEAD_DIM>(c, next);
     if (order.count == 0 && more) {
         y_load<T, HEAD_DIM>(c, v, next, lane, 0, words);
@@ -559,11 +566,14 @@ static __global__ __launch_bounds__(LORA_THREADS, BLOCKS) void lora_qkv_kernel(
     qkv_work w = work_at(piece_at(item), item);
     struct cuda_lora_piece piece = piece_at(item + gridDim.x);
     ahead_of<T, HEAD_DIM>(c, w).fetch();
-    launch_wait();
     uint4 words[4];
-    y_load<T, HEAD_DIM>(c, v, w, threadIdx.x % 32, 0, words);
 #pragma unroll 1
     for (; item < items; item += gridDim.x) {
+        room_prepare<T, HEAD_DIM>(c, v, w, room);
+        if (item == blockIdx.x) {
+            launch_wait();
+            y_load<T, HEAD_DIM>(c, v, w, threadIdx.x % 32, 0, words);
+        }
         const qkv_work next = work_at(piece, item + gridDim.x);
         piece = piece_at(item + 2 * gridDim.x);
         const bool more = item + gridDim.x < items;
