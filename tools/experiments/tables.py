@@ -173,7 +173,8 @@ def slora_table(f):
             first = counts[min(counts)]
             r = f[key]
             theirs = PEERS["slora"]["requests_s"].get(f"S1:{n}") if case == "S1rate" else None
-            least = 1 - TARGETS["slora_drop"] if case == "S1" and n > min(counts) else None
+            judges = case in ("S1", "S1rate") and n > min(counts)
+            least = 1 - TARGETS["slora_drop"] if judges else None
             rows.append([
                 case, f"{n:,}", extent(r), number(f.rate(key)), number(jobs_rate(r), 2),
                 number(theirs, 2),
