@@ -17,7 +17,8 @@
  * more it streams, and the warps take the rows of a head together, so that it mostly comes from the
  * first-level cache. y is what the sums begin with: y + Σ over rank blocks in ascending order, high
  * before low. On their way while a unit is computed: y of the warp's next, also of the next item,
- * whose entry and B's place are looked up meanwhile; B is fetched into the second-level cache.
+ * whose entry and B's place are looked up meanwhile; B is fetched into the second-level cache. All
+ * of the first item but y and v is there before the kernel in front has ended.
  *
  * Bytes: of activations 4 × rows × (q + 2 kv), as without LoRA; of B 2 × rank × (q + 2 kv) a piece.
  * FLOPs: 4 × rows × rank × (q + 2 kv). Against f64: one rounding and 2⁻¹⁶ of Σ|v b|.
@@ -565,7 +566,9 @@ static __global__ __launch_bounds__(LORA_THREADS, BLOCKS) void lora_qkv_kernel(
     }
     qkv_work w = work_at(piece_at(item), item);
     struct cuda_lora_piece piece = piece_at(item + gridDim.x);
-    ahead_of<T, HEAD_DIM>(c, w).fetch();
+    if (w.side.rank > KEPT_RANKS) { /* less is copied at once */
+        ahead_of<T, HEAD_DIM>(c, w).fetch();
+    }
     uint4 words[4];
 #pragma unroll 1
     for (; item < items; item += gridDim.x) {
