@@ -1,5 +1,6 @@
 #include "base/ring.h"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -94,12 +95,26 @@ void bell_ring(struct bell *b) {
     }
 }
 
+/* A sleeper can wake with the bell silent: of a signal, or of a ringer that was late to wake and
+ * whose ring the wait before took. It sleeps on, by an absolute time so that no wake-up adds to the
+ * wait. */
 bool bell_wait(struct bell *b, uint32_t timeout_ms) {
-    if (atomic_exchange(&b->rung, 0) == 1) {
-        return true;
+    struct timespec until;
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += timeout_ms / 1000;
+    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
     }
-    struct timespec t = {.tv_sec = timeout_ms / 1000,
-                         .tv_nsec = (long)(timeout_ms % 1000) * 1000000};
-    (void)syscall(SYS_futex, &b->rung, FUTEX_WAIT_PRIVATE, 0, &t, NULL, 0);
-    return atomic_exchange(&b->rung, 0) == 1;
+    for (;;) {
+        if (atomic_exchange(&b->rung, 0) == 1) {
+            return true;
+        }
+        if (syscall(SYS_futex, &b->rung, FUTEX_WAIT_BITSET_PRIVATE, 0, &until, NULL,
+                    FUTEX_BITSET_MATCH_ANY) != 0 &&
+            errno == ETIMEDOUT) {
+            return atomic_exchange(&b->rung, 0) == 1;
+        }
+    }
 }

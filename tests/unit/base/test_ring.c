@@ -1,3 +1,4 @@
+#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
@@ -6,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -163,6 +166,39 @@ static void a_silent_bell_waits_its_time(void **state) {
     assert_true(clock_mono_us() - start >= 30000);
 }
 
+struct straying {
+    struct bell bell;
+    atomic_bool done;
+};
+
+/* Wakes whoever sleeps by the bell and does not ring it, as a ringer does that is late to wake: its
+ * ring was taken by the wait before. */
+static void *stray(void *context) {
+    struct straying *s = context;
+    while (!atomic_load(&s->done)) {
+        (void)syscall(SYS_futex, &s->bell.rung, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+        (void)sched_yield();
+    }
+    return NULL;
+}
+
+static void a_stray_wake_up_ends_no_wait(void **state) {
+    (void)state;
+    struct straying s = {0};
+    pthread_t thread;
+    bell_init(&s.bell);
+    assert_int_equal(pthread_create(&thread, NULL, stray, &s), 0);
+    for (uint32_t i = 0; i < 20; i++) {
+        int64_t start = clock_mono_us();
+        assert_false(bell_wait(&s.bell, 10));
+        assert_true(clock_mono_us() - start >= 10000);
+    }
+    bell_ring(&s.bell);
+    assert_true(bell_wait(&s.bell, 60000));
+    atomic_store(&s.done, true);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+}
+
 struct ringing {
     struct bell here, there;
     struct ring ring;
@@ -210,6 +246,7 @@ int main(void) {
         cmocka_unit_test(threads_lose_and_double_nothing),
         cmocka_unit_test(a_bell_that_was_rung_does_not_wait),
         cmocka_unit_test(a_silent_bell_waits_its_time),
+        cmocka_unit_test(a_stray_wake_up_ends_no_wait),
         cmocka_unit_test(no_ring_is_lost_between_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
