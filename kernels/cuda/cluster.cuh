@@ -13,7 +13,7 @@ static __device__ __forceinline__ uint32_t cluster_size() {
 }
 static __device__ __forceinline__ uint32_t cluster_rank() {
     uint32_t v;
-    asm("mov.u32 %0, %%cluster_ctaid.x;" : "=r"(v));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
     return v;
 }
 /* Until all blocks of the cluster run and have made their barriers. */
@@ -24,6 +24,12 @@ static __device__ __forceinline__ void cluster_arrive() {
 }
 static __device__ __forceinline__ void cluster_wait() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/* All threads of all blocks of the cluster meet, and see what each wrote to shared memory. */
+static __device__ __forceinline__ void cluster_meet() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 }
 
 /* What blocks of the cluster tell each other goes by stores that count at a barrier of the block

@@ -31,7 +31,7 @@
  * TB/s. Tried and lost: rings for two blocks a multiprocessor (a layer took 127 µs, not 106), 4
  * warps (115), fetches into the second-level cache by cp.async.bulk.prefetch (twice the time),
  * cp.async that fetches 256 bytes there (4% more), clusters with 1 to 8 rows (10% more). */
-#include "kernels/cuda/common.cuh"
+#include "kernels/cuda/cluster.cuh"
 
 enum {
     WARP = 32,
@@ -188,9 +188,7 @@ template <int BLOCKS> static __device__ __forceinline__ void blocks_sync() {
         return;
     }
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    cluster_meet();
 #endif
 }
 

@@ -5,23 +5,13 @@
 #define LORRY_KERNELS_CUDA_LINEAR_WIDE_CUH
 
 #include "kernels/cuda/boxes.cuh"
+#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* ---- clusters ----------------------------------------------------------------------------- */
 
-static __device__ __forceinline__ uint32_t cluster_rank() {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-/* All threads of all blocks of the cluster meet, and see each other's barriers. */
-static __device__ __forceinline__ void cluster_meet() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-}
 /* An arrival at block `rank`'s barrier that lies where `bar` does here; says that this block has
  * read what it had to, not that others see what it wrote: release.cluster would cost a fence of the
  * whole GPU. */
