@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/clock.h"
 
 enum err ring_init(struct ring *r, uint32_t capacity) {
     CHECK(capacity >= 1);
@@ -99,22 +100,16 @@ void bell_ring(struct bell *b) {
  * whose ring the wait before took. It sleeps on, by an absolute time so that no wake-up adds to the
  * wait. */
 bool bell_wait(struct bell *b, uint32_t timeout_ms) {
-    struct timespec until;
-    (void)clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += timeout_ms / 1000;
-    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
-    if (until.tv_nsec >= 1000000000) {
-        until.tv_sec++;
-        until.tv_nsec -= 1000000000;
-    }
-    for (;;) {
+    const int64_t until_us = clock_mono_us() + (int64_t)timeout_ms * 1000;
+    const struct timespec until = {.tv_sec = until_us / 1000000,
+                                   .tv_nsec = (long)(until_us % 1000000) * 1000};
+    long slept = 0;
+    do {
         if (atomic_exchange(&b->rung, 0) == 1) {
             return true;
         }
-        if (syscall(SYS_futex, &b->rung, FUTEX_WAIT_BITSET_PRIVATE, 0, &until, NULL,
-                    FUTEX_BITSET_MATCH_ANY) != 0 &&
-            errno == ETIMEDOUT) {
-            return atomic_exchange(&b->rung, 0) == 1;
-        }
-    }
+        slept = syscall(SYS_futex, &b->rung, FUTEX_WAIT_BITSET_PRIVATE, 0, &until, NULL,
+                        FUTEX_BITSET_MATCH_ANY);
+    } while (slept == 0 || errno != ETIMEDOUT);
+    return atomic_exchange(&b->rung, 0) == 1;
 }
